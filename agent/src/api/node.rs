@@ -1,0 +1,1 @@
+//! Slim Node, CSINode and Lease types.
