@@ -1,0 +1,1 @@
+//! The yardstick: the CRI calls of one pod start, made raw.

@@ -1,0 +1,196 @@
+//! The one error of this crate, and the questions callers ask of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+/// Why a call to the runtime, an import or a managed containerd failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The runtime answered with an error, or could not be reached (code `Unavailable`).
+    #[error("{verb} {subject}: {}", go_style(.status))]
+    Call {
+        /// The call, as CRI names it.
+        verb: &'static str,
+        /// What it was about: an id, a name, an image; may be empty.
+        subject: String,
+        /// The runtime's answer.
+        status: Box<Status>,
+    },
+    /// The runtime did not answer in time. What was asked may still happen: look again.
+    #[error("{verb} {subject}: no answer within {} s", .limit.as_secs())]
+    Deadline {
+        /// The call, as CRI names it.
+        verb: &'static str,
+        /// What it was about.
+        subject: String,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The answer lacked something CRI promises.
+    #[error("{verb} {subject}: the answer has no {missing}")]
+    Incomplete {
+        /// The call, as CRI names it.
+        verb: &'static str,
+        /// What it was about.
+        subject: String,
+        /// The absent field.
+        missing: &'static str,
+    },
+    /// A file or directory could not be used.
+    #[error("{action} {}", .path.display())]
+    File {
+        /// What was tried, for example `read`.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// An image archive is not one, or is damaged.
+    #[error("image archive {}: {problem}", .path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it and, where there is one, the remedy.
+        problem: String,
+    },
+    /// A program this crate needs is missing or failed at once.
+    #[error("{program}: {problem}")]
+    Program {
+        /// Name or path of the program.
+        program: String,
+        /// What happened and the remedy.
+        problem: String,
+    },
+    /// The managed containerd ended or did not become ready.
+    #[error("containerd at {}: {problem} (its log: {})", .socket.display(), .log.display())]
+    Managed {
+        /// Where it should have answered.
+        socket: PathBuf,
+        /// What happened; ends with the last lines of the log where there are any.
+        problem: String,
+        /// Where its output is.
+        log: PathBuf,
+    },
+}
+
+impl Error {
+    /// Whether the sandbox, container or image named in the call does not exist.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Error::Call { status, .. } => status.code() == Code::NotFound,
+            _ => false,
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody changing anything: the runtime is away, starting,
+    /// overloaded or slow. An answer such as "invalid argument" is not worth repeating at once.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Call { status, .. } => matches!(
+                status.code(),
+                Code::Unavailable
+                    | Code::DeadlineExceeded
+                    | Code::ResourceExhausted
+                    | Code::Aborted
+                    | Code::Cancelled
+                    | Code::Unknown
+            ),
+            Error::Deadline { .. } => true,
+            Error::Managed { .. } => true,
+            Error::Incomplete { .. }
+            | Error::File { .. }
+            | Error::Archive { .. }
+            | Error::Program { .. } => false,
+        }
+    }
+
+    /// Whether the runtime could not be reached at all.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Error::Call { status, .. } => status.code() == Code::Unavailable,
+            _ => false,
+        }
+    }
+
+    /// The text a kubelet would put into an event or a container's waiting message:
+    /// `rpc error: code = Unknown desc = …` for answers of the runtime, our own text for the rest.
+    pub fn event_message(&self) -> String {
+        match self {
+            Error::Call { status, .. } => go_style(status),
+            Error::Deadline { .. } => {
+                "rpc error: code = DeadlineExceeded desc = context deadline exceeded".to_owned()
+            }
+            other => other.to_string(),
+        }
+    }
+
+    /// The runtime's own words without code and prefix; `None` when it did not answer.
+    pub fn runtime_message(&self) -> Option<&str> {
+        match self {
+            Error::Call { status, .. } => Some(status.message()),
+            _ => None,
+        }
+    }
+
+    /// The gRPC code of the runtime's answer, where there was one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Error::Call { status, .. } => Some(status.code()),
+            Error::Deadline { .. } => Some(Code::DeadlineExceeded),
+            _ => None,
+        }
+    }
+}
+
+/// A status as Go's gRPC prints it; users and tools know this form from events.
+fn go_style(status: &Status) -> String {
+    format!(
+        "rpc error: code = {:?} desc = {}",
+        status.code(),
+        status.message()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(code: Code) -> Error {
+        Error::Call {
+            verb: "StopContainer",
+            subject: "abc".into(),
+            status: Box::new(Status::new(code, "no")),
+        }
+    }
+
+    #[test]
+    fn the_three_questions() {
+        let table = [
+            (Code::NotFound, true, false),
+            (Code::Unavailable, false, true),
+            (Code::Unknown, false, true),
+            (Code::InvalidArgument, false, false),
+            (Code::Unimplemented, false, false),
+        ];
+        for (code, gone, retry) in table {
+            assert_eq!(call(code).is_not_found(), gone, "{code:?}");
+            assert_eq!(call(code).is_retryable(), retry, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn events_read_as_go_prints_them() {
+        assert_eq!(
+            call(Code::NotFound).event_message(),
+            "rpc error: code = NotFound desc = no"
+        );
+        assert_eq!(
+            call(Code::NotFound).to_string(),
+            "StopContainer abc: rpc error: code = NotFound desc = no"
+        );
+    }
+}

@@ -1,0 +1,218 @@
+//! containerd's event stream as "look there" signals. Between events nothing is asked, so idle pods cost containerd
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use containerd_client::events as payload;
+use containerd_client::services::v1::events_client::EventsClient;
+use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::types::Envelope;
+use prost::Message;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tonic::Streaming;
+
+use crate::cri::{ContainerState, PodSandboxState};
+use crate::{Client, ContainerId, PodUid, SandboxId, labels};
+
+/// Something happened in the runtime. The truth is still to be asked: an event only says where to look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// One container or sandbox changed.
+    Task {
+        /// What happened.
+        change: Change,
+        /// Id of the container; for a sandbox's pause process, the sandbox's id.
+        container: ContainerId,
+        /// The pod it belongs to, where the runtime could still tell.
+        pod: Option<PodUid>,
+    },
+    /// Events may have been missed (first connection, containerd restarted, stream broken): look at everything.
+    LookAgain,
+}
+
+/// What happened to a container's main process. Commands run inside it (probes, exec) are not reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It started.
+    Started,
+    /// It ended, and the runtime's status says so by now.
+    Exited,
+    /// The kernel killed a process of it for lack of memory.
+    OutOfMemory,
+    /// The container or sandbox was removed.
+    Removed,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long an exit may take to show in the container's status before it is reported all the same.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// An endless subscription: reconnects with back-off and says [`RuntimeEvent::LookAgain`] after each gap.
+pub struct Events {
+    client: Client,
+    stream: Option<Streaming<Envelope>>,
+    settling: JoinSet<RuntimeEvent>,
+    pause: Duration,
+    not_before: Instant,
+}
+
+impl Events {
+    /// Subscribes on the first call of [`Events::next`].
+    pub fn subscribe(client: &Client) -> Self {
+        Self {
+            client: client.clone(),
+            stream: None,
+            settling: JoinSet::new(),
+            pause: FIRST_PAUSE,
+            not_before: Instant::now(),
+        }
+    }
+
+    /// The next event. Never ends; may be dropped and called again without losing any.
+    pub async fn next(&mut self) -> RuntimeEvent {
+        loop {
+            let Some(stream) = self.stream.as_mut() else {
+                tokio::time::sleep_until(self.not_before).await;
+                // If this is dropped half way the next call starts it over.
+                match open(&self.client).await {
+                    Ok(stream) => {
+                        self.stream = Some(stream);
+                        self.pause = FIRST_PAUSE;
+                        return RuntimeEvent::LookAgain;
+                    }
+                    Err(status) => {
+                        tracing::debug!(error = %status, "runtime events not available");
+                        self.not_before = Instant::now() + self.pause;
+                        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                        continue;
+                    }
+                }
+            };
+            // Both arms are cancel-safe: a message or a joined task is taken whole or not at all.
+            tokio::select! {
+                Some(settled) = self.settling.join_next() => {
+                    if let Ok(event) = settled {
+                        return event;
+                    }
+                }
+                message = stream.message() => match message {
+                    Ok(Some(envelope)) => match sort(&envelope) {
+                        Some((change, container)) => self.settle(change, container),
+                        None => continue,
+                    },
+                    Ok(None) | Err(_) => {
+                        tracing::debug!("runtime event stream ended");
+                        self.stream = None;
+                        self.not_before = Instant::now() + self.pause;
+                        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                    }
+                },
+            }
+        }
+    }
+
+    fn settle(&mut self, change: Change, container: ContainerId) {
+        let client = self.client.clone();
+        self.settling.spawn(async move {
+            let pod = match change {
+                Change::Removed => None,
+                Change::Exited => settled(&client, &container).await,
+                Change::Started | Change::OutOfMemory => look(&client, &container).await.1,
+            };
+            RuntimeEvent::Task {
+                change,
+                container,
+                pod,
+            }
+        });
+    }
+}
+
+async fn open(client: &Client) -> Result<Streaming<Envelope>, tonic::Status> {
+    let filters = [
+        "/tasks/start",
+        "/tasks/exit",
+        "/tasks/oom",
+        "/containers/delete",
+    ]
+    .iter()
+    .map(|topic| format!("namespace==\"k8s.io\",topic==\"{topic}\""))
+    .collect();
+    let answer = EventsClient::new(client.channel())
+        .subscribe(SubscribeRequest { filters })
+        .await?;
+    Ok(answer.into_inner())
+}
+
+/// Which change of which container an envelope tells of. Type URLs come without the slash the well-known form has,
+/// so the topic decides what the bytes are.
+fn sort(envelope: &Envelope) -> Option<(Change, ContainerId)> {
+    let value = envelope.event.as_ref()?.value.as_slice();
+    let (change, id) = match envelope.topic.as_str() {
+        "/tasks/start" => (
+            Change::Started,
+            payload::TaskStart::decode(value).ok()?.container_id,
+        ),
+        "/tasks/exit" => {
+            let exit = payload::TaskExit::decode(value).ok()?;
+            if exit.id != exit.container_id {
+                return None; // a command run inside the container
+            }
+            (Change::Exited, exit.container_id)
+        }
+        "/tasks/oom" => (
+            Change::OutOfMemory,
+            payload::TaskOom::decode(value).ok()?.container_id,
+        ),
+        "/containers/delete" => (
+            Change::Removed,
+            payload::ContainerDelete::decode(value).ok()?.id,
+        ),
+        _ => return None,
+    };
+    Some((change, ContainerId::from(id)))
+}
+
+/// Waits until the runtime's own status shows the end: its CRI part learns of an exit from the same stream we do, and
+/// who asks too early still reads "running".
+async fn settled(client: &Client, id: &ContainerId) -> Option<PodUid> {
+    let end = Instant::now() + SETTLE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let (running, pod) = look(client, id).await;
+        if !running || Instant::now() >= end {
+            return pod;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// Whether a container or sandbox of this id runs, and whose it is.
+async fn look(client: &Client, id: &ContainerId) -> (bool, Option<PodUid>) {
+    let uid =
+        |found: &BTreeMap<String, String>| found.get(labels::POD_UID).map(PodUid::from);
+    match client.container_status(id).await {
+        Ok(status) => {
+            return (
+                status.state() == ContainerState::ContainerRunning,
+                uid(&status.labels),
+            );
+        }
+        Err(e) if e.is_not_found() => {}
+        Err(_) => return (false, None),
+    }
+    match client
+        .pod_sandbox_status(&SandboxId::from(id.as_str()))
+        .await
+    {
+        Ok(status) => (
+            status.state() == PodSandboxState::SandboxReady,
+            uid(&status.labels),
+        ),
+        Err(_) => (false, None),
+    }
+}
