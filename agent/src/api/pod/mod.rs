@@ -1,0 +1,76 @@
+//! Slim Pod types: what a node reads and writes of `v1.Pod`.
+//!
+//! Specs keep fields this agent does not know in `unknown`, by name, so that admission can refuse a pod instead of
+//! running it wrongly, and so that `/pods` and the ledger give back what came. Timestamps stay RFC 3339 text.
+
+mod container;
+mod probe;
+mod spec;
+mod status;
+mod volume;
+
+use std::collections::BTreeMap;
+
+use runtime::ids::PodUid;
+use serde::{Deserialize, Serialize};
+
+use super::meta::{Object, ObjectMeta};
+use super::quantity::Quantity;
+
+pub use container::*;
+pub use probe::*;
+pub use spec::*;
+pub use status::*;
+pub use volume::*;
+
+/// Fields of a spec this agent has no type for, by JSON name.
+pub type Unknown = BTreeMap<String, serde_json::Value>;
+
+/// Resource name (`cpu`, `memory`, …) to amount.
+pub type ResourceList = BTreeMap<String, Quantity>;
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// v1 Pod.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pod {
+    pub metadata: ObjectMeta,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+
+impl Object for Pod {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+impl Pod {
+    /// `metadata.uid`: what everything on the node is keyed by.
+    pub fn uid(&self) -> PodUid {
+        PodUid::from(&self.metadata.uid)
+    }
+
+    /// `namespace/name`, for logs and messages.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.metadata.namespace, self.metadata.name)
+    }
+
+    /// Whether the server wants it gone.
+    pub fn is_deleting(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether the status says that it ended for good.
+    pub fn is_terminal(&self) -> bool {
+        self.status.is_terminal()
+    }
+
+    /// Init and regular containers, in that order.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.spec.init_containers.iter().chain(&self.spec.containers)
+    }
+}
