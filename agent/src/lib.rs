@@ -13,6 +13,7 @@
 pub mod api;
 pub mod app;
 pub mod assignments;
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,12 +1,25 @@
 //! Requests to the API server over one HTTP/2 connection.
+//!
+//! All watches and unary calls of the agent share one connection; the heartbeat has a client of its own.
+//! A broken connection is replaced by the next request; which server it goes to is decided by [`Servers`].
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Method;
-use serde::Serialize;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
 use super::error::Error;
 use super::meta::Object;
+use super::servers::Servers;
 use super::watch::Watch;
 
 /// How a patch body is to be applied.
@@ -17,9 +30,61 @@ pub enum PatchType {
     Json,
 }
 
-/// Cheap to clone; all clones share one connection. Every unary call has a deadline of 10 s.
+impl PatchType {
+    fn content_type(self) -> &'static str {
+        match self {
+            PatchType::Merge => "application/merge-patch+json",
+            PatchType::Strategic => "application/strategic-merge-patch+json",
+            PatchType::Json => "application/json-patch+json",
+        }
+    }
+}
+
+/// Deadlines and pings of one connection.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// For each unary call, from the first byte to the last.
+    pub deadline: Duration,
+    /// Ping after this much silence while requests are open; None where the traffic itself proves the link.
+    pub keep_alive: Option<Duration>,
+    /// `Accept` of unary calls whose body is not looked at.
+    pub accept: &'static str,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { deadline: Duration::from_secs(10), keep_alive: Some(Duration::from_secs(60)), accept: JSON }
+    }
+}
+
+const JSON: &str = "application/json";
+const AGENT: &str = concat!("edge-agent/", env!("CARGO_PKG_VERSION"));
+const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Cheap to clone; all clones share one connection.
 #[derive(Clone)]
-pub struct Client {}
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    servers: Servers,
+    settings: Settings,
+    live: Mutex<Live>,
+}
+
+#[derive(Default)]
+struct Live {
+    connection: Option<Connection>,
+    made: u64,
+}
+
+#[derive(Clone)]
+struct Connection {
+    sender: http2::SendRequest<Full<Bytes>>,
+    authority: Arc<str>,
+    number: u64,
+}
 
 /// Status code and body of an answer.
 #[derive(Debug, Clone)]
@@ -28,33 +93,238 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-fn unconnected() -> Error {
-    Error::Transport { server: String::new(), cause: "not connected".to_owned() }
-}
-
 impl Client {
+    pub fn new(servers: Servers, settings: Settings) -> Client {
+        Client { inner: Arc::new(Inner { servers, settings, live: Mutex::new(Live::default()) }) }
+    }
+
     /// `path` starts with `/api` or `/apis` and may carry a query.
-    pub async fn get<T: DeserializeOwned>(&self, _path: &str) -> Result<T, Error> {
-        Err(unconnected())
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let answer = match self.raw(Method::GET, path, "", Bytes::new()).await {
+            Err(Error::Transport { .. }) => self.raw(Method::GET, path, "", Bytes::new()).await?,
+            other => other?,
+        };
+        decode(path, &answer.body)
     }
-    pub async fn post<T: DeserializeOwned>(&self, _path: &str, _body: &impl Serialize) -> Result<T, Error> {
-        Err(unconnected())
+
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+        let answer = self.raw(Method::POST, path, JSON, encode(path, body)?).await?;
+        decode(path, &answer.body)
     }
-    pub async fn put<T: DeserializeOwned>(&self, _path: &str, _body: &impl Serialize) -> Result<T, Error> {
-        Err(unconnected())
+
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Error> {
+        let answer = self.raw(Method::PUT, path, JSON, encode(path, body)?).await?;
+        decode(path, &answer.body)
     }
-    pub async fn patch<T: DeserializeOwned>(&self, _path: &str, _kind: PatchType, _body: &impl Serialize) -> Result<T, Error> {
-        Err(unconnected())
+
+    pub async fn patch<T: DeserializeOwned>(&self, path: &str, kind: PatchType, body: &impl Serialize) -> Result<T, Error> {
+        let answer = self.raw(Method::PATCH, path, kind.content_type(), encode(path, body)?).await?;
+        decode(path, &answer.body)
     }
-    pub async fn delete(&self, _path: &str, _body: &impl Serialize) -> Result<(), Error> {
-        Err(unconnected())
+
+    pub async fn delete(&self, path: &str, body: &impl Serialize) -> Result<(), Error> {
+        self.raw(Method::DELETE, path, JSON, encode(path, body)?).await?;
+        Ok(())
     }
-    /// Any request; answers of 400 and above are errors too.
-    pub async fn raw(&self, _method: Method, _path: &str, _content_type: &str, _body: Bytes) -> Result<Answer, Error> {
-        Err(unconnected())
+
+    /// Any request; answers of 400 and above are errors. `content_type` empty: no body.
+    pub async fn raw(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Answer, Error> {
+        let after = self.inner.settings.deadline;
+        let mut used = None;
+        let call = async {
+            let response = self.send(method, path, content_type, self.inner.settings.accept, body, &mut used).await?;
+            let code = response.status().as_u16();
+            let body = match response.into_body().collect().await {
+                Ok(all) => all.to_bytes(),
+                Err(error) => return Err(self.broken(used.as_ref(), &error).await),
+            };
+            if code >= 400 { Err(status_error(code, &body)) } else { Ok(Answer { code, body }) }
+        };
+        match tokio::time::timeout(after, call).await {
+            Ok(result) => result,
+            Err(_) => {
+                let server = used.as_ref().map_or_else(|| self.inner.servers.describe(), |c| c.authority.to_string());
+                self.forget(used.as_ref()).await;
+                Err(Error::Deadline { server, after })
+            }
+        }
     }
+
     /// Endless list+watch of a collection; `path` without query, `selector` like `fieldSelector=spec.nodeName%3Dn`.
     pub fn watch<T: DeserializeOwned + Object>(&self, path: &str, selector: &str) -> Watch<T> {
         Watch::new(self.clone(), path, selector)
+    }
+
+    /// Closes the connection for new requests: the next one dials again.
+    pub async fn reconnect(&self) {
+        self.inner.live.lock().await.connection = None;
+    }
+
+    /// Opens a streaming GET; the deadline covers the head of the answer only.
+    pub(super) async fn open(&self, path: &str) -> Result<Response<Incoming>, Error> {
+        let after = self.inner.settings.deadline + Duration::from_secs(20);
+        let mut used = None;
+        match tokio::time::timeout(after, self.send(Method::GET, path, "", JSON, Bytes::new(), &mut used)).await {
+            Ok(result) => {
+                let response = result?;
+                let code = response.status().as_u16();
+                if code < 400 {
+                    return Ok(response);
+                }
+                let body = match tokio::time::timeout(after, response.into_body().collect()).await {
+                    Ok(Ok(all)) => all.to_bytes(),
+                    Ok(Err(_)) | Err(_) => Bytes::new(),
+                };
+                Err(status_error(code, &body))
+            }
+            Err(_) => {
+                self.forget(used.as_ref()).await;
+                Err(Error::Deadline { server: self.inner.servers.describe(), after })
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        accept: &str,
+        body: Bytes,
+        used: &mut Option<Connection>,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut connection = self.connection().await?;
+        *used = Some(connection.clone());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", connection.authority))
+            .header(USER_AGENT, AGENT)
+            .header(ACCEPT, accept);
+        if !content_type.is_empty() {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| Error::Transport { server: connection.authority.to_string(), cause: chain(&error) })?;
+        let sent = async {
+            connection.sender.ready().await?;
+            connection.sender.send_request(request).await
+        };
+        match sent.await {
+            Ok(response) => Ok(response),
+            Err(error) => Err(self.broken(used.as_ref(), &error).await),
+        }
+    }
+
+    /// The connection everybody shares; made here when there is none. Only one caller dials, the others wait for it.
+    async fn connection(&self) -> Result<Connection, Error> {
+        let mut live = self.inner.live.lock().await;
+        if let Some(connection) = live.connection.as_ref().filter(|c| !c.sender.is_closed()) {
+            return Ok(connection.clone());
+        }
+        live.connection = None;
+        let (server, tls) = self.inner.servers.choose()?;
+        let transport = |cause: String| Error::Transport { server: server.to_string(), cause };
+        let dialled = match tokio::time::timeout(DIAL_DEADLINE, self.inner.servers.dial(&server, tls)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(cause)) => {
+                self.inner.servers.failed(&server);
+                return Err(transport(cause));
+            }
+            Err(_) => {
+                self.inner.servers.failed(&server);
+                return Err(Error::Deadline { server: server.to_string(), after: DIAL_DEADLINE });
+            }
+        };
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(256 * 1024)
+            .max_send_buf_size(64 * 1024)
+            .keep_alive_interval(self.inner.settings.keep_alive)
+            .keep_alive_timeout(Duration::from_secs(10));
+        let (sender, driver) = builder.handshake(TokioIo::new(dialled)).await.map_err(|error| transport(chain(&error)))?;
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(error = %chain(&error), "api connection ended");
+            }
+        });
+        self.inner.servers.worked(&server);
+        live.made += 1;
+        let connection = Connection { sender, authority: server.to_string().into(), number: live.made };
+        live.connection = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn broken(&self, used: Option<&Connection>, error: &hyper::Error) -> Error {
+        self.forget(used).await;
+        let server = used.map_or_else(|| self.inner.servers.describe(), |c| c.authority.to_string());
+        Error::Transport { server, cause: chain(error) }
+    }
+
+    /// Later requests shall not use this connection. Streams on it go on until they end by themselves.
+    async fn forget(&self, used: Option<&Connection>) {
+        let Some(used) = used else { return };
+        let mut live = self.inner.live.lock().await;
+        if live.connection.as_ref().is_some_and(|c| c.number == used.number) {
+            live.connection = None;
+        }
+    }
+}
+
+/// The cause chain of an error on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn encode(path: &str, body: &impl Serialize) -> Result<Bytes, Error> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(|error| Error::Decode { path: path.to_owned(), cause: error.to_string() })
+}
+
+fn decode<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::Decode { path: path.to_owned(), cause: error.to_string() })
+}
+
+/// A Kubernetes Status, or the first line of whatever else the body is.
+pub(super) fn status_error(code: u16, body: &[u8]) -> Error {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Status {
+        code: u16,
+        reason: String,
+        message: String,
+    }
+    match serde_json::from_slice::<Status>(body) {
+        Ok(status) => Error::Status { code: if status.code >= 400 { status.code } else { code }, reason: status.reason, message: status.message },
+        Err(_) => {
+            let text = String::from_utf8_lossy(body);
+            let line = text.lines().next().unwrap_or_default();
+            Error::Status { code, reason: String::new(), message: line.chars().take(200).collect() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_body_is_read_and_other_bodies_are_quoted() {
+        let body = br#"{"kind":"Status","status":"Failure","message":"nodes \"a\" not found","reason":"NotFound","code":404}"#;
+        let error = status_error(404, body);
+        assert!(error.is_not_found());
+        assert_eq!(error.reason(), "NotFound");
+        assert_eq!(error.to_string(), "server answered 404 NotFound: nodes \"a\" not found");
+        let error = status_error(503, b"starting\nmore");
+        assert!(error.is_retryable());
+        assert_eq!(error.to_string(), "server answered 503 : starting");
     }
 }

@@ -10,6 +10,7 @@ pub mod meta;
 pub mod node;
 pub mod pod;
 pub mod quantity;
+pub mod servers;
 pub mod watch;
 
 pub use client::{Client, PatchType};
