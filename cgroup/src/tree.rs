@@ -1,0 +1,345 @@
+//! The groups of pods: `kubepods`, one group per QoS class and one per pod, with what Kubernetes enforces on each.
+//!
+//! All calls block (a limit below what is in use makes the kernel reclaim first), so callers use a thread that may wait.
+//! Everything is idempotent: making what exists sets its limits again, removing what is gone succeeds.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::limits::{self, CpuQuota, Limits};
+use crate::path::{Driver, Names};
+use crate::reservation::NodeAllocatable;
+use crate::stat::{self, Stats};
+use crate::value::{Limit, QosClass, milli_cpu_to_shares, shares_to_weight};
+use crate::{Controller, Hierarchy, Result, kill};
+
+/// How long killed processes may take to disappear.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// On v2 `kubepods` competes with `system.slice` and ours by weight: never with more than the default (governor 2.1).
+const MOST_WEIGHT: u64 = 100;
+
+const MIB: u64 = 1 << 20;
+
+/// The pod groups of one instance.
+#[derive(Debug, Clone)]
+pub struct PodTree {
+    hierarchy: Hierarchy,
+    names: Names,
+    driver: Driver,
+}
+
+/// What [`PodTree::ensure_root`] found in the files after writing them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enforced {
+    /// The group of all pods.
+    pub group: String,
+    /// Its hard memory limit in bytes, as read back.
+    pub memory_limit: Option<u64>,
+    /// Its limit of tasks, as read back.
+    pub pids_limit: Option<u64>,
+    /// Its CPU shares (v1) or weight (v2), as read back.
+    pub cpu: Option<u64>,
+    /// Controllers the kernel does not offer: what they should limit is not limited.
+    pub unavailable: Vec<&'static str>,
+}
+
+/// A pod's group and what it may use; amounts are those of the whole pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodCgroup<'a> {
+    /// The pod's UID (for a static pod the hash of its configuration).
+    pub uid: &'a str,
+    /// Its class.
+    pub qos: QosClass,
+    /// Shares for its requests, 2 for BestEffort.
+    pub cpu_shares: u64,
+    /// Microseconds of CPU time per [`crate::CPU_PERIOD_US`], if every container has a limit.
+    pub cpu_quota: Option<u64>,
+    /// Bytes, if every container has a limit.
+    pub memory_limit: Option<u64>,
+    /// Tasks.
+    pub pids: Option<u64>,
+}
+
+/// A pod's group that exists.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodEntry {
+    /// The pod's UID.
+    pub uid: String,
+    /// The class whose group it is in.
+    pub qos: QosClass,
+}
+
+/// What the pods on this node ask for, summed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QosDemand {
+    /// Memory requests of Guaranteed pods, bytes.
+    pub guaranteed_memory: u64,
+    /// Memory requests of Burstable pods, bytes.
+    pub burstable_memory: u64,
+    /// CPU requests of Burstable pods, thousandths.
+    pub burstable_cpu_millis: u64,
+}
+
+impl PodTree {
+    /// Pods below `cgroup_root` (`/`, or the kubelet's `cgroup-root`), named for `driver`. Touches nothing yet.
+    pub fn new(hierarchy: Hierarchy, cgroup_root: &str, driver: Driver) -> Result<PodTree> {
+        Ok(PodTree {
+            hierarchy,
+            names: Names::new(cgroup_root, driver)?,
+            driver,
+        })
+    }
+
+    /// Where the controllers are.
+    pub fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    /// How groups are named.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// The group of all pods, as a path from the mounts.
+    pub fn kubepods(&self) -> String {
+        self.names.kubepods()
+    }
+
+    /// Makes `kubepods` and the groups of the classes and enforces the reservation. A controller that is missing is
+    /// reported, not refused: the node runs, and says what does not hold.
+    pub fn ensure_root(&self, allocatable: &NodeAllocatable) -> Result<Enforced> {
+        let group = self.names.kubepods();
+        for qos in QosClass::ALL {
+            self.hierarchy.create(&self.names.qos(qos), true)?;
+        }
+        let shares = milli_cpu_to_shares(allocatable.cpu_millis);
+        let unavailable = limits::apply(
+            &self.hierarchy,
+            &group,
+            &Limits {
+                memory_max: Some(allocatable.memory_limit.into()),
+                swap_max: allocatable.swap_limit.map(Limit::At),
+                cpu_shares: Some(shares),
+                cpu_weight: Some(shares_to_weight(shares).min(MOST_WEIGHT)),
+                pids_max: Some(allocatable.pids_limit.into()),
+                ..Limits::default()
+            },
+        )?;
+        self.refresh_qos(allocatable, &QosDemand::default())?;
+        Ok(Enforced {
+            memory_limit: self.memory_limit()?,
+            pids_limit: self.read_limit(Controller::Pids, "pids.max", "pids.max")?,
+            cpu: self.read_limit(Controller::Cpu, "cpu.shares", "cpu.weight")?,
+            unavailable: unavailable.into_iter().map(Controller::v2_name).collect(),
+            group,
+        })
+    }
+
+    /// Sets what the groups of the classes get, for the pods there are now. Call it when a pod comes or goes.
+    pub fn refresh_qos(&self, allocatable: &NodeAllocatable, demand: &QosDemand) -> Result<()> {
+        for (qos, limits) in qos_limits(allocatable, demand) {
+            limits::apply(&self.hierarchy, &self.names.qos(qos), &limits)?;
+        }
+        Ok(())
+    }
+
+    /// The hard memory limit of all pods in bytes, read from the kernel.
+    pub fn memory_limit(&self) -> Result<Option<u64>> {
+        self.read_limit(Controller::Memory, "memory.limit_in_bytes", "memory.max")
+    }
+
+    /// The `cgroup_parent` CRI wants for a pod.
+    pub fn cgroup_parent(&self, uid: &str, qos: QosClass) -> Result<String> {
+        self.names.pod(uid, qos)
+    }
+
+    /// Makes a pod's group with its limits and returns its `cgroup_parent`.
+    ///
+    /// With the systemd driver the group is a plain directory named as the slice; systemd adopts it when the runtime asks for
+    /// a scope inside, and keeps limits that were written before.
+    pub fn ensure_pod(&self, pod: &PodCgroup<'_>) -> Result<String> {
+        let group = self.names.pod(pod.uid, pod.qos)?;
+        self.hierarchy.create(&group, true)?;
+        limits::apply(
+            &self.hierarchy,
+            &group,
+            &Limits {
+                memory_max: Some(pod.memory_limit.into()),
+                cpu_shares: Some(pod.cpu_shares),
+                cpu_quota: Some(CpuQuota {
+                    quota_us: pod.cpu_quota,
+                    period_us: crate::CPU_PERIOD_US,
+                }),
+                pids_max: Some(pod.pids.into()),
+                ..Limits::default()
+            },
+        )?;
+        Ok(group)
+    }
+
+    /// Kills whatever is left of a pod and removes its group. Call it after the runtime removed the sandbox.
+    pub fn remove_pod(&self, uid: &str, qos: QosClass) -> Result<()> {
+        let group = self.names.pod(uid, qos)?;
+        kill::remove_group(&self.hierarchy, &group, PATIENCE)
+    }
+
+    /// Removes `kubepods` and everything below it: for leaving the cluster, and for tests.
+    pub fn remove_all(&self) -> Result<()> {
+        kill::remove_group(&self.hierarchy, &self.names.kubepods(), PATIENCE)
+    }
+
+    /// The pods that have a group in any hierarchy, sorted by UID.
+    pub fn list_pods(&self) -> Result<Vec<PodEntry>> {
+        let mut pods = BTreeSet::new();
+        for qos in QosClass::ALL {
+            for dir in self.hierarchy.every_dir(&self.names.qos(qos)) {
+                for name in dir.children()? {
+                    if let Some(uid) = self.names.uid_of(qos, &name) {
+                        pods.insert(PodEntry { uid, qos });
+                    }
+                }
+            }
+        }
+        Ok(pods.into_iter().collect())
+    }
+
+    /// The ids of the containers, sandbox included, that have a group in a pod's.
+    pub fn list_containers(&self, uid: &str, qos: QosClass) -> Result<Vec<String>> {
+        let group = self.names.pod(uid, qos)?;
+        let mut ids = BTreeSet::new();
+        for dir in self.hierarchy.every_dir(&group) {
+            let names = dir.children()?;
+            ids.extend(
+                names
+                    .iter()
+                    .filter_map(|name| self.names.container_of(name)),
+            );
+        }
+        Ok(ids.into_iter().collect())
+    }
+
+    /// What the whole machine uses.
+    pub fn node_stats(&self) -> Result<Stats> {
+        stat::node(&self.hierarchy)
+    }
+
+    /// What all pods together use.
+    pub fn kubepods_stats(&self) -> Result<Stats> {
+        stat::group(&self.hierarchy, &self.names.kubepods())
+    }
+
+    /// What a pod uses.
+    pub fn pod_stats(&self, uid: &str, qos: QosClass) -> Result<Stats> {
+        stat::group(&self.hierarchy, &self.names.pod(uid, qos)?)
+    }
+
+    /// What a container uses.
+    pub fn container_stats(&self, uid: &str, qos: QosClass, id: &str) -> Result<Stats> {
+        let pod = self.names.pod(uid, qos)?;
+        stat::group(&self.hierarchy, &self.names.container(&pod, id)?)
+    }
+
+    fn read_limit(&self, controller: Controller, v1: &str, v2: &str) -> Result<Option<u64>> {
+        if !self.hierarchy.has(controller) {
+            return Ok(None);
+        }
+        let file = if self.hierarchy.is_v2(controller) {
+            v2
+        } else {
+            v1
+        };
+        let dir = self.hierarchy.dir(controller, &self.names.kubepods())?;
+        Ok(dir.read_limit(file)?.value())
+    }
+}
+
+/// Limits of the two groups of classes: shares as the kubelet sets them, and the brake below the hard limit.
+fn qos_limits(allocatable: &NodeAllocatable, demand: &QosDemand) -> [(QosClass, Limits); 2] {
+    let brake = |requests: u64, floor: u64| match allocatable.memory_limit {
+        None => Limit::None,
+        Some(max) => Limit::At(
+            max.saturating_sub(allocatable.brake)
+                .saturating_sub(requests)
+                .max(floor)
+                .min(max),
+        ),
+    };
+    let burstable = Limits {
+        cpu_shares: Some(milli_cpu_to_shares(demand.burstable_cpu_millis)),
+        memory_high: Some(brake(demand.guaranteed_memory, 32 * MIB)),
+        ..Limits::default()
+    };
+    let best_effort = Limits {
+        cpu_shares: Some(milli_cpu_to_shares(0)),
+        memory_high: Some(brake(
+            demand
+                .guaranteed_memory
+                .saturating_add(demand.burstable_memory),
+            32 * MIB,
+        )),
+        ..Limits::default()
+    };
+    [
+        (QosClass::Burstable, burstable),
+        (QosClass::BestEffort, best_effort),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_brake_is_below_the_limit_and_leaves_room_for_requests() {
+        let allocatable = NodeAllocatable {
+            memory_limit: Some(636 * MIB),
+            brake: 51 * MIB,
+            swap_limit: None,
+            cpu_millis: 4000,
+            pids_limit: None,
+        };
+        for (name, demand, burstable, best_effort) in [
+            ("nothing requested", (0, 0), 585, 585),
+            ("guaranteed", (100, 0), 485, 485),
+            ("both", (100, 200), 485, 285),
+            ("more than there is", (100, 2000), 485, 32),
+        ] {
+            let demand = QosDemand {
+                guaranteed_memory: demand.0 * MIB,
+                burstable_memory: demand.1 * MIB,
+                burstable_cpu_millis: 0,
+            };
+            let [(_, first), (_, second)] = qos_limits(&allocatable, &demand);
+            assert_eq!(
+                first.memory_high,
+                Some(Limit::At(burstable * MIB)),
+                "{name}"
+            );
+            assert_eq!(
+                second.memory_high,
+                Some(Limit::At(best_effort * MIB)),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn classes_share_the_processor_by_requests() {
+        let allocatable = NodeAllocatable {
+            memory_limit: None,
+            brake: 0,
+            swap_limit: None,
+            cpu_millis: 4000,
+            pids_limit: None,
+        };
+        let demand = QosDemand {
+            burstable_cpu_millis: 1500,
+            ..QosDemand::default()
+        };
+        let [(_, burstable), (_, best_effort)] = qos_limits(&allocatable, &demand);
+        assert_eq!(burstable.cpu_shares, Some(1536));
+        assert_eq!(burstable.memory_high, Some(Limit::None));
+        assert_eq!(best_effort.cpu_shares, Some(2));
+    }
+}
