@@ -1,1 +1,86 @@
-//! pod
+//! Pods on this node: from what the server assigned to what the runtime runs, and back as status.
+//!
+//! One task per pod UID ([`worker`]) turns this wheel until nothing is left to do, then sleeps until the runtime, the
+//! server, a probe or a clock says that something changed:
+//!
+//! ```text
+//!   assignment ─┐
+//!   observation ├─► decide (pure) ─► one Step ─► done by the worker ─► what the step saw joins the observation
+//!   history     │
+//!   now        ─┘        status (pure): the same facts ─► PodStatus ─► status writer
+//!
+//!   admitted? ──no──► Failed(reason), nothing is ever started
+//!      │
+//!      ▼
+//!   RunSandbox ─► Start init₁ … initₙ ─► Start containers ─► Wait ◄──┐ exits, back-off, probes: Start, Kill
+//!      ▲ sandbox lost: StopAll                               └──────┘
+//!      │
+//!   deleted, removed, deadline, or phase terminal:
+//!   StopAll ─► StopSandboxes ─► Release (volumes, cgroup) ─► Finish (server) ─► gone there ─► Forget (runtime, files)
+//! ```
+//!
+//! Invariants: every fact a decision needs can be asked again after `kill -9` at any line (runtime, disk, server);
+//! [`history`] only makes a worker patient. A container is started twice only as a restart with a higher attempt.
+//! Nothing is stopped or removed because the server could not be heard: absent pods count only in a known snapshot.
+
+pub mod admission;
+pub mod decide;
+pub mod dns;
+pub mod env;
+pub mod history;
+mod hooks;
+pub mod hosts;
+pub mod images;
+pub mod probes;
+pub mod reasons;
+pub mod resources;
+pub mod status;
+mod steps;
+mod teardown;
+pub mod time;
+pub mod translate;
+pub mod unsupported;
+pub mod view;
+pub mod volumes;
+mod worker;
+pub mod workers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::api::pod::ResourceList;
+use crate::config::{Config, Taint};
+use crate::events::Recorder;
+use crate::objects::Objects;
+use crate::status_writer;
+
+pub use view::{ContainerView, PodView, View};
+pub use workers::Workers;
+
+/// What pod workers work with.
+#[derive(Clone)]
+pub struct Deps {
+    pub config: Arc<Config>,
+    pub runtime: runtime::Client,
+    pub pod_tree: Arc<cgroup::PodTree>,
+    pub objects: Objects,
+    pub recorder: Recorder,
+    pub status: status_writer::Handle,
+    /// The newest facts about this node.
+    pub node: watch::Receiver<Arc<NodeFacts>>,
+}
+
+/// What admission, environment and resource limits need to know of the node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeFacts {
+    /// Labels of the Node object.
+    pub labels: BTreeMap<String, String>,
+    /// Taints of the Node object; only NoExecute ones matter here.
+    pub taints: Vec<Taint>,
+    /// `cpu`, `memory`, `ephemeral-storage`, `pods`.
+    pub capacity: ResourceList,
+    /// Capacity less the reservation.
+    pub allocatable: ResourceList,
+}
