@@ -1,0 +1,304 @@
+//! Runs one session over one WebSocket: reads frames, writes what the session decides, keeps its timers. One task,
+//! no lock; the writer is polled beside the reader so that neither waits for the other.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message as Frame};
+
+use crate::allow::Allow;
+use crate::backoff::random_u64;
+use crate::connection::{self, Handle, Local, Port, Reports};
+use crate::error::{Error, Result};
+use crate::link::Dial;
+use crate::message::{ConnId, Message};
+use crate::session::{Action, Role, Session, Timing};
+
+/// Local messages that wait for the session, all connections together.
+const LOCAL_QUEUE: usize = 16;
+/// While more frames than this wait for the socket, nothing more is taken from the local sides.
+const QUEUE_SOFT: usize = 16;
+/// More frames than this wait: the peer makes us answer and does not read the answers.
+const QUEUE_HARD: usize = 8192;
+/// Frames between the session's loop and the socket.
+const WRITER_QUEUE: usize = 8;
+
+/// One counter for all sessions of a process, from a random start; receivers ignore it.
+static MESSAGE_ID: LazyLock<AtomicI64> =
+    LazyLock::new(|| AtomicI64::new((random_u64() >> 2) as i64));
+
+/// Buffers sized for a board with little memory; messages are at most 32 KiB and a header.
+pub(crate) fn web_socket_config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(16 * 1024)
+        .write_buffer_size(16 * 1024)
+        .max_message_size(Some(1 << 20))
+        .max_frame_size(Some(1 << 20))
+}
+
+/// Answers a request to open a connection; carries our end of the pipe.
+pub(crate) struct OpenRequest {
+    pub(crate) network: String,
+    pub(crate) address: String,
+    pub(crate) pipe: DuplexStream,
+    pub(crate) done: oneshot::Sender<bool>,
+}
+
+/// What a driver needs beside the socket.
+pub(crate) struct Driver {
+    pub(crate) session: Session,
+    pub(crate) timing: Timing,
+    /// Client side: what may be dialled, and how. `None` on the server side.
+    pub(crate) dial: Option<(Allow, Arc<dyn Dial>)>,
+    /// Where local sides run.
+    pub(crate) local: runtime::Handle,
+    /// Server side: requests to open connections.
+    pub(crate) requests: mpsc::Receiver<OpenRequest>,
+    /// `true`, or no sender left: close and return.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+impl Driver {
+    /// Runs until the session ends; `Ok` only when stopped.
+    pub(crate) async fn run<S>(self, socket: WebSocketStream<S>) -> Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (sink, stream) = socket.split();
+        let (frames, waiting) = mpsc::channel(WRITER_QUEUE);
+        let write_limit = self.timing.write_limit;
+        // Reader and writer are two futures of one task: dropping either closes the socket for both.
+        tokio::select! {
+            result = write_frames(sink, waiting, write_limit) => result,
+            result = self.read_frames(stream, frames) => result,
+        }
+    }
+
+    async fn read_frames<T>(mut self, mut stream: T, frames: mpsc::Sender<Frame>) -> Result<()>
+    where
+        T: Stream<Item = std::result::Result<Frame, WsError>> + Unpin,
+    {
+        let (local, mut locals) = mpsc::channel(LOCAL_QUEUE);
+        let (drained, mut drains) = mpsc::unbounded_channel();
+        let mut work = Work {
+            session: self.session,
+            dial: self.dial,
+            local: self.local,
+            reports: Reports { local, drained },
+            handles: HashMap::new(),
+            queue: VecDeque::new(),
+        };
+        let mut requests_open = true;
+        let mut out = Vec::new();
+        loop {
+            let deadline = tokio::time::Instant::from_std(work.session.deadline());
+            let room = work.queue.len() < QUEUE_SOFT;
+            // Every branch is cancel-safe: channels and streams keep what was not taken.
+            tokio::select! {
+                permit = frames.reserve(), if !work.queue.is_empty() => {
+                    let permit = permit.map_err(|_| Error::Closed)?;
+                    if let Some(frame) = work.queue.pop_front() {
+                        permit.send(frame);
+                    }
+                }
+                frame = stream.next() => {
+                    let frame = frame.ok_or(Error::Closed)?.map_err(socket_error)?;
+                    let now = now();
+                    work.session.heard(now);
+                    match frame {
+                        Frame::Binary(bytes) => work.session.receive(now, bytes, &mut out)?,
+                        // Answered by the library; nothing else to do.
+                        Frame::Ping(_) | Frame::Pong(_) => {}
+                        Frame::Close(_) => return Err(Error::Closed),
+                        Frame::Text(_) | Frame::Frame(_) => {
+                            return Err(Error::Protocol { reason: "text message".to_owned() });
+                        }
+                    }
+                }
+                local = locals.recv(), if room => match local {
+                    Some(Local::Data(conn, data)) => work.session.local_data(conn, data, &mut out),
+                    Some(Local::End(conn, reason)) => work.session.local_end(conn, &reason, &mut out),
+                    None => {}
+                },
+                drained = drains.recv() => if let Some((conn, bytes)) = drained {
+                    work.session.drained(conn, bytes, &mut out);
+                },
+                request = self.requests.recv(), if room && requests_open => match request {
+                    Some(request) => work.open(request, &mut out),
+                    None => requests_open = false,
+                },
+                () = tokio::time::sleep_until(deadline) => work.session.tick(now(), &mut out)?,
+                () = stopped(&mut self.stop) => {
+                    // The server forgets the session at once when it sees a Close; the writer then ends the run.
+                    let close = async {
+                        let _ = frames.send(Frame::Close(None)).await;
+                        while let Some(Ok(_)) = stream.next().await {}
+                    };
+                    let _ = timeout(Duration::from_secs(1), close).await;
+                    return Ok(());
+                }
+            }
+            for action in out.drain(..) {
+                work.act(action);
+            }
+            if work.queue.len() > QUEUE_HARD {
+                return Err(Error::Protocol {
+                    reason: "it does not read what it asks for".to_owned(),
+                });
+            }
+        }
+    }
+}
+
+struct Work {
+    session: Session,
+    dial: Option<(Allow, Arc<dyn Dial>)>,
+    local: runtime::Handle,
+    reports: Reports,
+    handles: HashMap<ConnId, Handle>,
+    queue: VecDeque<Frame>,
+}
+
+impl Work {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(message) => self.send(&message),
+            // Ahead of data, so that a full queue delays no sign of life.
+            Action::Ping => self.queue.push_front(Frame::Ping(Bytes::new())),
+            Action::Deliver(conn, data) => {
+                if let Some(handle) = self.handles.get(&conn) {
+                    handle.deliver(data);
+                }
+            }
+            Action::Hold(conn, on) => {
+                if let Some(handle) = self.handles.get(&conn) {
+                    handle.hold(on);
+                }
+            }
+            Action::Finish(conn, reason) => {
+                if self.handles.remove(&conn).is_some() {
+                    tracing::trace!(connection = conn.0, reason, "tunnel connection ended");
+                }
+            }
+            Action::Open(conn, network, address) => self.dial(conn, &network, address),
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        let id = MESSAGE_ID.fetch_add(1, Ordering::Relaxed) & i64::MAX;
+        self.queue.push_back(Frame::Binary(message.encode(id)));
+    }
+
+    fn port(&mut self, conn: ConnId) -> Port {
+        let (handle, port) = connection::pair(conn, self.reports.clone());
+        self.handles.insert(conn, handle);
+        port
+    }
+
+    /// A refused address costs this connection, not the session (k3s-agent.md 4.4).
+    fn dial(&mut self, conn: ConnId, network: &str, address: String) {
+        let dial = match &self.dial {
+            Some((allow, dial)) if allow.permits(network, &address) => dial.clone(),
+            _ => {
+                tracing::warn!(
+                    network,
+                    address,
+                    "server asked for an address it may not reach"
+                );
+                let mut out = Vec::new();
+                self.session
+                    .local_end(conn, "connect not allowed", &mut out);
+                for action in out {
+                    self.act(action);
+                }
+                return;
+            }
+        };
+        tracing::debug!(connection = conn.0, address, "tunnel connection opened");
+        let port = self.port(conn);
+        self.local
+            .spawn(port.dial_and_pump(async move { dial.dial(&address).await }));
+    }
+
+    fn open(&mut self, request: OpenRequest, out: &mut Vec<Action>) {
+        let Some(conn) = self
+            .session
+            .open(now(), &request.network, &request.address, out)
+        else {
+            let _ = request.done.send(false);
+            return;
+        };
+        let port = self.port(conn);
+        self.local.spawn(port.pump(request.pipe));
+        let _ = request.done.send(true);
+    }
+}
+
+async fn write_frames<K>(
+    mut sink: K,
+    mut frames: mpsc::Receiver<Frame>,
+    limit: Duration,
+) -> Result<()>
+where
+    K: Sink<Frame, Error = WsError> + Unpin,
+{
+    let too_slow = |_| Error::Socket {
+        source: io::Error::from(io::ErrorKind::TimedOut),
+    };
+    while let Some(frame) = frames.recv().await {
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            timeout(limit, sink.feed(frame))
+                .await
+                .map_err(too_slow)?
+                .map_err(socket_error)?;
+            next = frames.try_recv().ok();
+        }
+        timeout(limit, sink.flush())
+            .await
+            .map_err(too_slow)?
+            .map_err(socket_error)?;
+    }
+    // The reader is gone; it decides how the run ends.
+    std::future::pending().await
+}
+
+fn socket_error(error: WsError) -> Error {
+    match error {
+        WsError::ConnectionClosed | WsError::AlreadyClosed => Error::Closed,
+        WsError::Io(source) => Error::Socket { source },
+        WsError::Protocol(e) => Error::Protocol {
+            reason: e.to_string(),
+        },
+        other => Error::Socket {
+            source: io::Error::other(other),
+        },
+    }
+}
+
+/// Tokio's clock, so that tests can pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Waits for `true`, or for the sender to be gone.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// A session for one end, with default limits, from now on.
+pub(crate) fn session(role: Role, timing: Timing) -> Session {
+    Session::new(role, timing, crate::session::Limits::default(), now())
+}

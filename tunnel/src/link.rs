@@ -1,0 +1,380 @@
+//! The node's end of the tunnel: connect to one server, run the session, back off, again; and one such link per
+//! server of a list (k3s-agent.md 4.2, 4.5, 4.7).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use tracing::Instrument;
+
+use crate::addr::ServerAddr;
+use crate::allow::Allow;
+use crate::backoff::{Backoff, jitter};
+use crate::driver::{Driver, session, stopped, web_socket_config};
+use crate::error::{Error, Result};
+use crate::session::{Role, Timing};
+use crate::{status, tls};
+
+/// Where the tunnel lives on a server.
+const CONNECT_PATH: &str = "/v1-k3s/connect";
+/// TCP, TLS and the upgrade together.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Servers are changed only after the list has been still for this long (k3s-agent.md 4.7).
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// A boxed future, for traits.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Reaches the local address a server asked for.
+pub trait Dial: Send + Sync {
+    /// Opens a TCP connection to `address`, e.g. `127.0.0.1:10250`, which [`Allow`] has permitted.
+    fn dial(&self, address: &str) -> BoxFuture<io::Result<TcpStream>>;
+}
+
+/// Dials as asked, except that the loopback address with the kubelet's port leads to where the kubelet listens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpDial {
+    /// The kubelet server's listen address; `None` or an unspecified address: loopback as asked.
+    pub kubelet: Option<SocketAddr>,
+}
+
+impl Dial for TcpDial {
+    fn dial(&self, address: &str) -> BoxFuture<io::Result<TcpStream>> {
+        let asked = address.parse::<SocketAddr>();
+        let kubelet = self.kubelet.filter(|k| !k.ip().is_unspecified());
+        Box::pin(async move {
+            let asked = asked.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+            let target = match kubelet {
+                Some(kubelet) if asked.ip().is_loopback() && asked.port() == kubelet.port() => {
+                    kubelet
+                }
+                _ => asked,
+            };
+            let stream = TcpStream::connect(target).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    }
+}
+
+/// What a link is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LinkState {
+    /// Dialling, or about to.
+    #[default]
+    Connecting,
+    /// The session is up.
+    Connected,
+    /// The last attempt or session ended with `error`; the next attempt comes in `retry_in`.
+    Waiting {
+        /// One line.
+        error: String,
+        /// From when this was published.
+        retry_in: Duration,
+    },
+    /// Told to stop.
+    Stopped,
+}
+
+impl LinkState {
+    /// Health for the balancer: `None` while it is not known yet.
+    pub fn health(&self) -> Option<bool> {
+        match self {
+            LinkState::Connecting => None,
+            LinkState::Connected => Some(true),
+            LinkState::Waiting { .. } | LinkState::Stopped => Some(false),
+        }
+    }
+}
+
+/// Everything one link needs.
+#[derive(Clone)]
+pub struct LinkOptions {
+    /// The server's own address, not a load balancer's.
+    pub server: ServerAddr,
+    /// TLS with the client-kubelet identity; the current one is used at each attempt.
+    pub tls: watch::Receiver<Arc<ClientConfig>>,
+    /// Reaches local addresses.
+    pub dial: Arc<dyn Dial>,
+    /// What the server may reach.
+    pub allow: Allow,
+    /// Told of each change.
+    pub state: watch::Sender<LinkState>,
+    /// `true`, or no sender left: close and return.
+    pub stop: watch::Receiver<bool>,
+    /// Where local dials and copies run; the socket's loop runs where [`run`] is polled.
+    pub local: runtime::Handle,
+    /// Pings and limits.
+    pub timing: Timing,
+}
+
+/// Keeps one link up until told to stop.
+pub async fn run(opts: LinkOptions) {
+    let mut stop = opts.stop.clone();
+    let mut backoff = Backoff::new(
+        Duration::from_secs(1),
+        Duration::from_secs(20),
+        Duration::from_secs(30),
+    );
+    loop {
+        opts.state.send_replace(LinkState::Connecting);
+        let started = Instant::now();
+        let attempt = attempt(&opts).instrument(tracing::info_span!("link", server = %opts.server));
+        let error = tokio::select! {
+            // Has its own watch on `stop` once the session is up, to close it in order.
+            result = attempt => result.err(),
+            () = stopped_before_connect(&opts) => None,
+        };
+        let Some(error) = error.filter(|_| !is_stopped(&stop)) else {
+            break;
+        };
+        let retry_in = backoff.next(started.elapsed(), jitter());
+        let error = chain(&error);
+        tracing::warn!(server = %opts.server, error, retry_in = ?retry_in, "tunnel link down");
+        opts.state
+            .send_replace(LinkState::Waiting { error, retry_in });
+        tokio::select! {
+            () = sleep(retry_in) => {}
+            () = stopped(&mut stop) => break,
+        }
+    }
+    opts.state.send_replace(LinkState::Stopped);
+}
+
+fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
+}
+
+/// Resolves when told to stop while no session is up; a session closes by itself.
+async fn stopped_before_connect(opts: &LinkOptions) {
+    let mut stop = opts.stop.clone();
+    stopped(&mut stop).await;
+    if *opts.state.borrow() == LinkState::Connected {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// An error with all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+async fn attempt(opts: &LinkOptions) -> Result<()> {
+    let config = opts.tls.borrow().clone();
+    let late = || Error::Unreachable {
+        server: opts.server.clone(),
+        source: io::Error::from(io::ErrorKind::TimedOut),
+    };
+    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, config))
+        .await
+        .map_err(|_| late())??;
+    tracing::info!("tunnel link up");
+    // Requests only come to the server's end.
+    let (_, requests) = mpsc::channel(1);
+    let driver = Driver {
+        session: session(Role::Client, opts.timing),
+        timing: opts.timing,
+        dial: Some((opts.allow.clone(), opts.dial.clone())),
+        local: opts.local.clone(),
+        requests,
+        stop: opts.stop.clone(),
+    };
+    opts.state.send_replace(LinkState::Connected);
+    driver.run(socket).await
+}
+
+/// One WebSocket to `server`, with the identity in `config` and no `Authorization`: a token would win over the
+/// certificate and give 403 (k3s-agent.md 4.2).
+async fn connect(
+    server: &ServerAddr,
+    config: Arc<ClientConfig>,
+) -> Result<WebSocketStream<TlsStream<TcpStream>>> {
+    let stream = tls_connect(server, config).await?;
+    let uri = format!("wss://{server}{CONNECT_PATH}");
+    match client_async_with_config(uri, stream, Some(web_socket_config())).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(WsError::Http(response)) => {
+            let code = response.status().as_u16();
+            let message = response
+                .body()
+                .as_deref()
+                .map_or_else(|| "tunnel refused".to_owned(), status::message);
+            Err(Error::Refused {
+                server: server.clone(),
+                path: CONNECT_PATH.to_owned(),
+                code,
+                message,
+                retry_after: None,
+            })
+        }
+        Err(WsError::Io(error)) => Err(tls::connect_error(server, error)),
+        Err(other) => Err(Error::Answer {
+            server: server.clone(),
+            path: CONNECT_PATH.to_owned(),
+            reason: other.to_string(),
+        }),
+    }
+}
+
+/// TCP and TLS for HTTP/1.1 whatever ALPN list `config` has for other uses.
+pub(crate) async fn tls_connect(
+    server: &ServerAddr,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>> {
+    let mut config = config;
+    if config.alpn_protocols != [b"http/1.1".to_vec()] {
+        Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
+    }
+    let name = tls::server_name(server)?;
+    let unreachable = |source| Error::Unreachable {
+        server: server.clone(),
+        source,
+    };
+    let tcp = TcpStream::connect((server.host.as_str(), server.port))
+        .await
+        .map_err(unreachable)?;
+    tcp.set_nodelay(true).map_err(unreachable)?;
+    TlsConnector::from(config)
+        .connect(name, tcp)
+        .await
+        .map_err(|e| tls::connect_error(server, e))
+}
+
+/// Everything the links to all servers share.
+#[derive(Clone)]
+pub struct LinksOptions {
+    /// TLS with the client-kubelet identity.
+    pub tls: watch::Receiver<Arc<ClientConfig>>,
+    /// Reaches local addresses.
+    pub dial: Arc<dyn Dial>,
+    /// What a server may reach.
+    pub allow: Allow,
+    /// State of every link, by server.
+    pub states: watch::Sender<BTreeMap<ServerAddr, LinkState>>,
+    /// `true`, or no sender left: close all and return.
+    pub stop: watch::Receiver<bool>,
+    /// Where local dials and copies run.
+    pub local: runtime::Handle,
+    /// Pings and limits.
+    pub timing: Timing,
+}
+
+/// Keeps one link per server of a list that changes: the first list at once, later ones after they have settled,
+/// an empty one never.
+pub async fn run_links(mut servers: watch::Receiver<Vec<ServerAddr>>, opts: LinksOptions) {
+    let mut stop = opts.stop.clone();
+    let mut running: BTreeMap<ServerAddr, watch::Sender<bool>> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    let mut settle = Duration::ZERO;
+    loop {
+        // Waits for the list to be still; each change starts the wait anew.
+        tokio::select! {
+            () = sleep(settle) => {}
+            changed = servers.changed(), if !settle.is_zero() => match changed {
+                Ok(()) => continue,
+                Err(_) => break,
+            },
+            () = stopped(&mut stop) => break,
+        }
+        let wanted: BTreeSet<ServerAddr> = servers.borrow_and_update().iter().cloned().collect();
+        if !wanted.is_empty() {
+            settle = SETTLE;
+            apply(&wanted, &mut running, &mut tasks, &opts);
+        }
+        loop {
+            tokio::select! {
+                changed = servers.changed() => match changed {
+                    Ok(()) => break,
+                    // The list is final; the links go on.
+                    Err(_) => {
+                        stopped(&mut stop).await;
+                        break;
+                    }
+                },
+                Some(_) = tasks.join_next() => {}
+                () = stopped(&mut stop) => break,
+            }
+        }
+        if is_stopped(&stop) {
+            break;
+        }
+    }
+    drop(running);
+    while tasks.join_next().await.is_some() {}
+}
+
+fn apply(
+    wanted: &BTreeSet<ServerAddr>,
+    running: &mut BTreeMap<ServerAddr, watch::Sender<bool>>,
+    tasks: &mut JoinSet<()>,
+    opts: &LinksOptions,
+) {
+    // Dropping the sender stops the link.
+    running.retain(|server, _| wanted.contains(server));
+    for server in wanted {
+        if running.contains_key(server) {
+            continue;
+        }
+        let (stop, stopped) = watch::channel(false);
+        running.insert(server.clone(), stop);
+        tasks.spawn(one_of_many(server.clone(), stopped, opts.clone()));
+    }
+}
+
+/// Runs one link and copies its state into the shared map, from which it vanishes at the end.
+async fn one_of_many(server: ServerAddr, stop: watch::Receiver<bool>, opts: LinksOptions) {
+    let (state, mut changes) = watch::channel(LinkState::Connecting);
+    let link = run(LinkOptions {
+        server: server.clone(),
+        tls: opts.tls,
+        dial: opts.dial,
+        allow: opts.allow,
+        state,
+        stop,
+        local: opts.local,
+        timing: opts.timing,
+    });
+    let publish = async {
+        loop {
+            let state = changes.borrow_and_update().clone();
+            opts.states.send_modify(|all| {
+                all.insert(server.clone(), state);
+            });
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = link => {}
+        () = publish => {}
+    }
+    opts.states.send_modify(|all| {
+        all.remove(&server);
+    });
+}
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;
