@@ -36,14 +36,15 @@ impl Client {
     pub fn connect(socket: &Path) -> Self {
         let target = socket.to_path_buf();
         // The address is never used: the connector below knows the way.
-        let channel = Endpoint::from_static("http://[::]").connect_with_connector_lazy(
-            tower::service_fn(move |_: Uri| {
-                let target: PathBuf = target.clone();
-                async move {
-                    Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(target).await?))
-                }
-            }),
-        );
+        let channel =
+            Endpoint::from_static("http://[::]").connect_with_connector_lazy(tower::service_fn(
+                move |_: Uri| {
+                    let target: PathBuf = target.clone();
+                    async move {
+                        Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(target).await?))
+                    }
+                },
+            ));
         Self {
             channel,
             socket: socket.into(),
@@ -101,18 +102,26 @@ impl Client {
                 }),
             }),
         };
-        unary("UpdateRuntimeConfig", pod_cidr, CALL, request, |r| async move {
-            self.runtime().update_runtime_config(r).await
-        })
+        unary(
+            "UpdateRuntimeConfig",
+            pod_cidr,
+            CALL,
+            request,
+            |r| async move { self.runtime().update_runtime_config(r).await },
+        )
         .await?;
         Ok(())
     }
 
     /// The cgroup driver the runtime uses; `None` where it does not say (containerd before 2.0).
     pub async fn cgroup_driver(&self) -> Result<Option<cri::CgroupDriver>> {
-        let answer = unary("RuntimeConfig", "", CALL, cri::RuntimeConfigRequest {}, |r| async move {
-            self.runtime().runtime_config(r).await
-        })
+        let answer = unary(
+            "RuntimeConfig",
+            "",
+            CALL,
+            cri::RuntimeConfigRequest {},
+            |r| async move { self.runtime().runtime_config(r).await },
+        )
         .await;
         match answer {
             Ok(config) => Ok(config.linux.map(|linux| linux.cgroup_driver())),

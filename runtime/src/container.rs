@@ -229,9 +229,13 @@ impl Client {
             linux: Some(resources),
             annotations: BTreeMap::new(),
         };
-        unary("UpdateContainerResources", id, CALL, request, |r| async move {
-            self.runtime().update_container_resources(r).await
-        })
+        unary(
+            "UpdateContainerResources",
+            id,
+            CALL,
+            request,
+            |r| async move { self.runtime().update_container_resources(r).await },
+        )
         .await?;
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use containerd_client::events as payload;
-use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::types::Envelope;
 use prost::Message;
 use tokio::task::JoinSet;
@@ -193,8 +193,7 @@ async fn settled(client: &Client, id: &ContainerId) -> Option<PodUid> {
 
 /// Whether a container or sandbox of this id runs, and whose it is.
 async fn look(client: &Client, id: &ContainerId) -> (bool, Option<PodUid>) {
-    let uid =
-        |found: &BTreeMap<String, String>| found.get(labels::POD_UID).map(PodUid::from);
+    let uid = |found: &BTreeMap<String, String>| found.get(labels::POD_UID).map(PodUid::from);
     match client.container_status(id).await {
         Ok(status) => {
             return (

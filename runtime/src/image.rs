@@ -64,9 +64,13 @@ impl Client {
 
     /// Space and inodes the images use.
     pub async fn image_fs_info(&self) -> Result<cri::ImageFsInfoResponse> {
-        unary("ImageFsInfo", "", CALL, cri::ImageFsInfoRequest {}, |r| async move {
-            self.images().image_fs_info(r).await
-        })
+        unary(
+            "ImageFsInfo",
+            "",
+            CALL,
+            cri::ImageFsInfoRequest {},
+            |r| async move { self.images().image_fs_info(r).await },
+        )
         .await
     }
 }

@@ -151,7 +151,10 @@ async fn collect(
             continue;
         };
         // It may go away between the list and the question; then it was not there.
-        match client.pod_sandbox_status(&SandboxId::from(sandbox.id)).await {
+        match client
+            .pod_sandbox_status(&SandboxId::from(sandbox.id))
+            .await
+        {
             Ok(status) => pod.sandboxes.push(sandbox_seen(status)),
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),

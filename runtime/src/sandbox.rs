@@ -23,9 +23,13 @@ impl Client {
             config: Some(config),
             runtime_handler: handler.to_owned(),
         };
-        let answer = unary("RunPodSandbox", &subject, RUN_SANDBOX, request, |r| async move {
-            self.runtime().run_pod_sandbox(r).await
-        })
+        let answer = unary(
+            "RunPodSandbox",
+            &subject,
+            RUN_SANDBOX,
+            request,
+            |r| async move { self.runtime().run_pod_sandbox(r).await },
+        )
         .await?;
         Ok(SandboxId::from(answer.pod_sandbox_id))
     }

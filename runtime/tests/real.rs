@@ -1,0 +1,548 @@
+//! Against a real containerd, private to each test: import, a pod with an address that answers, events, adoption,
+//! clean-up. Skips aloud where containerd, the network plugins, the images or root are missing.
+//!
+//! The images come from `images/build`; `EDGE_IMAGES` names where they are (default: built once below the target
+//! directory's temporary files).
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use runtime::cri::{self, ContainerState};
+use runtime::events::{Change, Events, RuntimeEvent};
+use runtime::import::{import_tar, import_tar_pinned};
+use runtime::managed::{Managed, ManagedOptions, may_lower_oom_score};
+use runtime::observe::{observe, observe_pod};
+use runtime::{Client, PodUid, SandboxId, bench, labels};
+
+const PAUSE: &str = "rancher/mirrored-pause:3.10.2";
+const NGINX: &str = "docker.io/library/nginx:alpine";
+const BUSYBOX: &str = "docker.io/library/busybox:latest";
+
+/// What is missing here for tests with real containers.
+fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("root".into());
+    }
+    for program in ["containerd", "runc", "containerd-shim-runc-v2"] {
+        if Command::new(program).arg("--version").output().is_err() {
+            return Some(format!("{program} (apt-get install containerd runc)"));
+        }
+    }
+    if !Path::new("/usr/lib/cni/bridge").exists() {
+        return Some("/usr/lib/cni/bridge (apt-get install containernetworking-plugins)".into());
+    }
+    images().err()
+}
+
+/// The images, built on first use.
+fn images() -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            if let Some(directory) = std::env::var_os("EDGE_IMAGES") {
+                return Ok(directory.into());
+            }
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/build");
+            let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
+            match Command::new(script).arg(&directory).status() {
+                Ok(status) if status.success() => Ok(directory),
+                other => Err(format!("images (images/build: {other:?})")),
+            }
+        })
+        .clone()
+}
+
+/// A containerd of the test's own, with its own bridge; all gone when dropped.
+struct Machine {
+    dir: tempfile::TempDir,
+    options: ManagedOptions,
+    bridge: String,
+}
+
+impl Machine {
+    fn new(number: u8) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let bridge = format!("edgert{number}");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("cni")).expect("cni directory");
+        std::fs::write(
+            at("cni/10-test.conflist"),
+            format!(
+                r#"{{"cniVersion":"0.4.0","name":"{bridge}","plugins":[{{"type":"bridge","bridge":"{bridge}","isGateway":true,"ipam":{{"type":"host-local","subnet":"10.213.{number}.0/24","dataDir":"{}"}}}}]}}"#,
+                at("ipam").display()
+            ),
+        )
+        .expect("network configuration");
+        let options = ManagedOptions {
+            root: at("root"),
+            state: at("state"),
+            socket: at("c.sock"),
+            cni_bin_dir: "/usr/lib/cni".into(),
+            cni_conf_dir: at("cni"),
+            pause_image: PAUSE.into(),
+            restrict_oom: !may_lower_oom_score(),
+            log: at("containerd.log"),
+            ..Default::default()
+        };
+        Self {
+            dir,
+            options,
+            bridge,
+        }
+    }
+
+    async fn client(&self) -> Client {
+        let managed = Managed::start(&self.options).await.expect("containerd");
+        managed.client()
+    }
+
+    async fn with_images(&self) -> Client {
+        let client = self.client().await;
+        let images = images().expect("checked before");
+        import_tar_pinned(&client, &images.join("pause.tar"), &[PAUSE])
+            .await
+            .expect("pause");
+        for name in ["nginx.tar", "busybox.tar"] {
+            import_tar(&client, &images.join(name)).await.expect(name);
+        }
+        client
+    }
+
+    fn sandbox(&self, uid: &str) -> cri::PodSandboxConfig {
+        cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: format!("pod-{uid}"),
+                uid: uid.into(),
+                namespace: "default".into(),
+                attempt: 0,
+            }),
+            hostname: format!("pod-{uid}"),
+            log_directory: self.dir.path().join("logs").join(uid).display().to_string(),
+            labels: BTreeMap::from([
+                (labels::POD_NAME.into(), format!("pod-{uid}")),
+                (labels::POD_NAMESPACE.into(), "default".into()),
+                (labels::POD_UID.into(), uid.into()),
+            ]),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                // Below a name of the test's own, never beside somebody else's pods.
+                cgroup_parent: format!("/{}", self.bridge),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn container(&self, uid: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
+        cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata {
+                name: "main".into(),
+                attempt: 0,
+            }),
+            image: Some(cri::ImageSpec {
+                image: image.into(),
+                ..Default::default()
+            }),
+            command: command.iter().map(|word| word.to_string()).collect(),
+            log_path: "main/0.log".into(),
+            labels: BTreeMap::from([
+                (labels::CONTAINER_NAME.into(), "main".into()),
+                (labels::POD_UID.into(), uid.into()),
+                (labels::POD_NAME.into(), format!("pod-{uid}")),
+                (labels::POD_NAMESPACE.into(), "default".into()),
+            ]),
+            linux: Some(cri::LinuxContainerConfig::default()),
+            ..Default::default()
+        }
+    }
+
+    async fn end(self) {
+        Managed::stop(&self.options).await.expect("stop");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let own = self.dir.path().display().to_string();
+        assert!(!mounts.contains(&own), "mounts are left: {mounts}");
+        assert!(processes_naming(&own).is_empty(), "processes are left");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.options.state.exists() {
+            // A failed test: nobody else ends its containers.
+            let options = self.options.clone();
+            let ended = std::thread::spawn(move || {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map(|rt| rt.block_on(Managed::stop(&options)))
+            });
+            let _ = ended.join();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).output();
+        remove_group(&self.bridge);
+    }
+}
+
+/// The test's own cgroup, in every hierarchy; pods are gone by now.
+fn remove_group(name: &str) {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    for hierarchy in hierarchies {
+        let _ = std::fs::remove_dir(hierarchy.path().join(name));
+    }
+    let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(name));
+}
+
+fn processes_naming(text: &str) -> Vec<String> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(text))
+        .collect()
+}
+
+macro_rules! or_skip {
+    () => {
+        if let Some(what) = missing() {
+            eprintln!("SKIPPED: needs {what}");
+            return;
+        }
+    };
+}
+
+fn get(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(
+        &format!("{address}:80").parse().expect("an address"),
+        Duration::from_secs(2),
+    )?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
+}
+
+async fn next_of(events: &mut Events, wanted: Change) -> RuntimeEvent {
+    let search = async {
+        loop {
+            match events.next().await {
+                event @ RuntimeEvent::Task { change, .. } if change == wanted => return event,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), search)
+        .await
+        .unwrap_or_else(|_| panic!("no {wanted:?} event"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_lives_and_dies() {
+    or_skip!();
+    let machine = Machine::new(1);
+    let client = machine.with_images().await;
+    let version = client.version().await.unwrap();
+    assert_eq!(version.runtime_api_version, "v1");
+    let pause = client.image_status(PAUSE).await.unwrap().expect("pause image");
+    assert!(pause.repo_tags.contains(&format!("docker.io/{PAUSE}")));
+    assert!(client.image_status("nosuch:1").await.unwrap().is_none());
+
+    let mut events = Events::subscribe(&client);
+    assert_eq!(events.next().await, RuntimeEvent::LookAgain);
+
+    // nginx by its image's own command, seen from the node.
+    let config = machine.sandbox("u1");
+    let pod = bench::raw_start(&client, config, machine.container("u1", NGINX, &[]))
+        .await
+        .expect("nginx");
+    next_of(&mut events, Change::Started).await;
+    let uid = PodUid::from("u1");
+    let seen = observe_pod(&client, &uid).await.unwrap();
+    assert_eq!((seen.namespace.as_str(), seen.name.as_str()), ("default", "pod-u1"));
+    let sandbox = seen.sandbox().unwrap();
+    assert!(sandbox.ready);
+    assert_eq!(sandbox.host_network, Some(false));
+    let ip = sandbox.ips[0].clone();
+    let container = seen.container("main").unwrap();
+    assert_eq!(container.state, ContainerState::ContainerRunning);
+    assert!(container.log_path.ends_with("u1/main/0.log"));
+    let limit = Instant::now() + Duration::from_secs(10);
+    let page = loop {
+        match get(&ip) {
+            Ok(page) => break page,
+            Err(e) if Instant::now() > limit => panic!("{ip}: {e}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    assert!(page.contains("Welcome to nginx!"), "{page}");
+    let log = std::fs::read_to_string(&container.log_path).unwrap();
+    assert!(log.contains("GET / HTTP/1.0"), "{log}");
+
+    // A command inside, by exec: its exit is no event.
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let out = client
+        .exec_sync(&pod.container, &words("sh -c exit\u{20}3"), Duration::from_secs(5))
+        .await
+        .unwrap();
+    assert_eq!(out.exit_code, 0, "sh -c exit, with 3 as $0");
+    let out = client
+        .exec_sync(&pod.container, &words("nginx -v"), Duration::from_secs(5))
+        .await
+        .unwrap();
+    assert!(String::from_utf8_lossy(&out.stderr).contains("nginx/"));
+    let url = client
+        .exec(&pod.container, &words("ls"), Default::default())
+        .await
+        .unwrap();
+    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+
+    // When an exit is reported, the status shows it.
+    client
+        .stop_container(&pod.container, Duration::from_secs(10))
+        .await
+        .unwrap();
+    let event = next_of(&mut events, Change::Exited).await;
+    let RuntimeEvent::Task { container, pod: of, .. } = event else {
+        unreachable!()
+    };
+    assert_eq!((container, of), (pod.container.clone(), Some(uid.clone())));
+    let status = client.container_status(&pod.container).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    assert_eq!(status.exit_code, 0, "nginx ends cleanly on SIGQUIT");
+
+    // Everything twice: the second time it is gone, and that is fine.
+    for _ in 0..2 {
+        client.stop_container(&pod.container, Duration::ZERO).await.unwrap();
+        client.stop_pod_sandbox(&pod.sandbox).await.unwrap();
+        client.remove_container(&pod.container).await.unwrap();
+        client.remove_pod_sandbox(&pod.sandbox).await.unwrap();
+    }
+    let gone = client.pod_sandbox_status(&pod.sandbox).await.unwrap_err();
+    assert!(gone.is_not_found(), "{gone}");
+    assert!(observe(&client).await.unwrap().is_empty());
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exits_and_memory_kills_are_told_truthfully() {
+    or_skip!();
+    let machine = Machine::new(2);
+    let client = machine.with_images().await;
+    let mut events = Events::subscribe(&client);
+    assert_eq!(events.next().await, RuntimeEvent::LookAgain);
+
+    // 30 short lives: at each exit event the status must already be the final one.
+    let sandbox = client.run_pod_sandbox(machine.sandbox("u2"), "").await.unwrap();
+    for attempt in 0..30 {
+        let mut config = machine.container("u2", BUSYBOX, &["sh", "-c", "exit 7"]);
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        let id = client
+            .create_container(&sandbox, config, machine.sandbox("u2"))
+            .await
+            .unwrap();
+        client.start_container(&id).await.unwrap();
+        loop {
+            let RuntimeEvent::Task { container, .. } = next_of(&mut events, Change::Exited).await
+            else {
+                unreachable!()
+            };
+            if container == id {
+                break;
+            }
+        }
+        let status = client.container_status(&id).await.unwrap();
+        assert_eq!(status.state(), ContainerState::ContainerExited, "attempt {attempt}");
+        assert_eq!(status.exit_code, 7);
+    }
+    let seen = observe_pod(&client, &PodUid::from("u2")).await.unwrap();
+    assert_eq!(seen.containers.len(), 30);
+    assert_eq!(seen.container("main").unwrap().attempt, 29, "newest first");
+
+    // More memory than allowed.
+    let mut config = machine.container("u2", BUSYBOX, &["sh", "-c", "tail /dev/zero"]);
+    config.metadata.as_mut().unwrap().attempt = 30;
+    config.linux = Some(cri::LinuxContainerConfig {
+        resources: Some(cri::LinuxContainerResources {
+            memory_limit_in_bytes: 16 << 20,
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let id = client
+        .create_container(&sandbox, config, machine.sandbox("u2"))
+        .await
+        .unwrap();
+    client.start_container(&id).await.unwrap();
+    next_of(&mut events, Change::Exited).await;
+    let status = client.container_status(&id).await.unwrap();
+    assert_eq!(status.reason, "OOMKilled", "{status:?}");
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containerd_is_adopted_and_its_death_ends_no_pod() {
+    or_skip!();
+    let machine = Machine::new(3);
+    let client = machine.with_images().await;
+    let pod = bench::raw_start(
+        &client,
+        machine.sandbox("u3"),
+        machine.container("u3", BUSYBOX, &["sleep", "1000"]),
+    )
+    .await
+    .expect("a sleeper");
+    let mut events = Events::subscribe(&client);
+    assert_eq!(events.next().await, RuntimeEvent::LookAgain);
+
+    let mut first = Managed::start(&machine.options).await.unwrap();
+    assert!(first.adopted, "a second start adopts");
+
+    // Killed: pods live on, a new one takes over, the same client finds it again, and the stream says so.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(first.pid as i32),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    tokio::time::timeout(Duration::from_secs(10), first.ended())
+        .await
+        .expect("its end is noticed");
+    let second = Managed::start(&machine.options).await.unwrap();
+    assert!(!second.adopted);
+    assert_ne!(second.pid, first.pid);
+    let again = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
+    assert_eq!(again.expect("a sign"), RuntimeEvent::LookAgain);
+    let seen = observe_pod(&client, &PodUid::from("u3")).await.unwrap();
+    assert!(seen.sandbox().unwrap().ready);
+    assert_eq!(seen.container("main").unwrap().id, pod.container);
+    assert_eq!(
+        seen.container("main").unwrap().state,
+        ContainerState::ContainerRunning
+    );
+
+    // A changed configuration restarts it, and again no pod ends.
+    let mut changed = machine.options.clone();
+    changed.registry_config = Some(machine.dir.path().join("certs.d"));
+    let third = Managed::start(&changed).await.unwrap();
+    assert!(!third.adopted);
+    let status = client.container_status(&pod.container).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clean_up_works_without_the_daemon() {
+    or_skip!();
+    let machine = Machine::new(4);
+    let client = machine.with_images().await;
+    bench::raw_start(
+        &client,
+        machine.sandbox("u4"),
+        machine.container("u4", BUSYBOX, &["sleep", "1000"]),
+    )
+    .await
+    .expect("a sleeper");
+    let managed = Managed::start(&machine.options).await.unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(managed.pid as i32),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    drop(managed);
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn archives_import_once_and_bad_ones_are_refused() {
+    or_skip!();
+    let machine = Machine::new(5);
+    let client = machine.client().await;
+    let images = images().unwrap();
+    let first = import_tar(&client, &images.join("nginx.tar")).await.unwrap();
+    assert_eq!(first, [NGINX]);
+    let began = Instant::now();
+    assert_eq!(import_tar(&client, &images.join("nginx.tar")).await.unwrap(), first);
+    assert!(began.elapsed() < Duration::from_secs(2), "a repetition sends nothing");
+    let image = client.image_status("nginx:alpine").await.unwrap().unwrap();
+    assert!(image.size > 1 << 20);
+
+    // docker save's form, made from the same layer.
+    let saved = machine.dir.path().join("saved");
+    std::fs::create_dir(&saved).unwrap();
+    let unpack = Command::new("tar")
+        .args([Path::new("-C"), &saved, Path::new("-xf"), &images.join("busybox.tar")])
+        .status()
+        .unwrap();
+    assert!(unpack.success());
+    let blobs = saved.join("blobs/sha256");
+    let mut by_size: Vec<(u64, PathBuf)> = std::fs::read_dir(&blobs)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .map(|e| (e.metadata().unwrap().len(), e.path()))
+        .collect();
+    by_size.sort();
+    let layer = by_size.pop().unwrap().1;
+    let config = by_size
+        .into_iter()
+        .map(|(_, path)| path)
+        .find(|path| std::fs::read_to_string(path).unwrap().contains("rootfs"))
+        .unwrap();
+    std::fs::rename(layer, saved.join("layer.tar")).unwrap();
+    std::fs::rename(config, saved.join("config.json")).unwrap();
+    std::fs::remove_file(saved.join("index.json")).unwrap();
+    std::fs::write(
+        saved.join("manifest.json"),
+        r#"[{"Config":"config.json","RepoTags":["saved:1"],"Layers":["layer.tar"]}]"#,
+    )
+    .unwrap();
+    let tar = machine.dir.path().join("saved.tar");
+    let pack = |tar: &Path| {
+        let done = Command::new("tar")
+            .args([Path::new("-C"), &saved, Path::new("-cf"), tar, Path::new(".")])
+            .status()
+            .unwrap();
+        assert!(done.success());
+    };
+    pack(&tar);
+    let names = import_tar(&client, &tar).await.unwrap();
+    assert_eq!(names, ["docker.io/library/saved:1"]);
+
+    // A layer that is not what its name says.
+    let good = std::fs::read(images.join("pause.tar")).unwrap();
+    let spot = good.len() / 2;
+    let mut bad = good;
+    bad[spot] ^= 0xff;
+    let file = machine.dir.path().join("bad.tar");
+    std::fs::write(&file, bad).unwrap();
+    let error = import_tar(&client, &file).await.unwrap_err().to_string();
+    assert!(error.contains("bad.tar") && error.contains("damaged"), "{error}");
+    assert!(client.image_status(PAUSE).await.unwrap().is_none());
+
+    // The store survives collection: what is named is held.
+    let status = Command::new("ctr")
+        .args(["-a", machine.options.socket.to_str().unwrap(), "-n", "k8s.io"])
+        .args(["content", "prune", "references"])
+        .output();
+    drop(status);
+    let sandbox_free = client.list_images().await.unwrap();
+    assert!(sandbox_free.iter().any(|i| i.repo_tags.iter().any(|t| t == NGINX)));
+    machine.end().await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_away_is_worth_a_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = Client::connect(&dir.path().join("none.sock"));
+    let error = client.version().await.unwrap_err();
+    assert!(error.is_retryable() && error.is_unavailable(), "{error:?}");
+    let error = client
+        .stop_pod_sandbox(&SandboxId::from("x"))
+        .await
+        .unwrap_err();
+    assert!(!error.is_not_found());
+}
