@@ -1,0 +1,309 @@
+//! The agent's own metrics: one registry, written by the parts, read by two listeners.
+//!
+//! Parts get an `Arc<Metrics>` and call the method that names what happened; nobody else knows metric names.
+//! Names follow the proposed set of the governor notes: base units, `edge_agent_` in front, no pod names in labels,
+//! every enumerated label there from the start at 0.
+
+mod expose;
+mod node;
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+pub(crate) use expose::answer;
+pub use expose::{Format, serve};
+pub use node::{CgroupScope, CgroupScopes};
+
+/// One label with values known at compile time.
+type One = [(&'static str, &'static str); 1];
+/// Two such labels.
+type Two = [(&'static str, &'static str); 2];
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// Why a lease renewal did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseFailure {
+    /// No answer within the deadline.
+    Timeout,
+    /// No connection, or it broke.
+    Network,
+    /// Somebody else changed the lease.
+    Conflict,
+    /// The server refused (401, 403).
+    Refused,
+    /// Any other answer of the server.
+    Server,
+}
+
+impl LeaseFailure {
+    const ALL: [Self; 5] = [Self::Timeout, Self::Network, Self::Conflict, Self::Refused, Self::Server];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Network => "network",
+            Self::Conflict => "conflict",
+            Self::Refused => "refused",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// What a pod counts as in `edge_agent_pods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodPhase {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+impl PodPhase {
+    const ALL: [Self; 4] = [Self::Pending, Self::Running, Self::Succeeded, Self::Failed];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Node amounts published once the reservation is planned.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NodeAmounts {
+    /// Processors and bytes of the machine.
+    pub capacity_cores: f64,
+    pub capacity_memory: u64,
+    /// What pods may ask for.
+    pub allocatable_cores: f64,
+    pub allocatable_memory: u64,
+    /// Most pods at a time.
+    pub pods: u64,
+}
+
+/// All metrics of this process. Cheap to write from any thread.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    lease_renew: Histogram,
+    lease_failures: Family<One, Counter>,
+    lease_last: Seconds,
+    heartbeat_lag: Histogram,
+    tunnel_links: Family<One, Gauge>,
+    tunnel_reconnects: Counter,
+    pods: Family<One, Gauge>,
+    pod_start: Histogram,
+    container_restarts: Counter,
+    status_writes: Family<One, Counter>,
+    watch_restarts: Counter,
+    reservation: Family<Two, Gauge<u64, AtomicU64>>,
+    capacity: Family<One, Seconds>,
+    allocatable: Family<One, Seconds>,
+    ready_seconds: Seconds,
+}
+
+impl Metrics {
+    /// Registers everything, with the node's pressure and this process' own numbers.
+    pub fn new(version: &str) -> Self {
+        let mut registry = Registry::default();
+        registry.register(
+            "edge_agent_build",
+            "Version of the running agent, constant 1",
+            Info::new([("version", version.to_owned())]),
+        );
+        registry.register_collector(Box::new(node::Pressure::default()));
+        registry.register_collector(Box::new(node::Process::default()));
+        let metrics = Self {
+            lease_renew: histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
+            lease_failures: Family::default(),
+            lease_last: Seconds::default(),
+            heartbeat_lag: histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
+            tunnel_links: Family::default(),
+            tunnel_reconnects: Counter::default(),
+            pods: Family::default(),
+            pod_start: histogram(&[0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]),
+            container_restarts: Counter::default(),
+            status_writes: Family::default(),
+            watch_restarts: Counter::default(),
+            reservation: Family::default(),
+            capacity: Family::default(),
+            allocatable: Family::default(),
+            ready_seconds: Seconds::default(),
+            registry: Mutex::new(registry),
+        };
+        metrics.register();
+        metrics
+    }
+
+    /// Gives every field its name. Counters get `_total` from the encoder.
+    fn register(&self) {
+        let mut registry = self.registry();
+        let r = &mut *registry;
+        r.register("edge_agent_lease_renew_seconds", "Round trip of a Lease renewal", self.lease_renew.clone());
+        r.register("edge_agent_lease_renew_failures", "Lease renewals that failed", self.lease_failures.clone());
+        r.register(
+            "edge_agent_lease_last_renew_timestamp_seconds",
+            "Unix time of the last successful Lease renewal",
+            self.lease_last.clone(),
+        );
+        r.register(
+            "edge_agent_heartbeat_lag_seconds",
+            "Delay between the planned and the actual start of a heartbeat",
+            self.heartbeat_lag.clone(),
+        );
+        r.register("edge_agent_tunnel_links", "Tunnel links to servers by state", self.tunnel_links.clone());
+        r.register("edge_agent_tunnel_connects", "Tunnel links established", self.tunnel_reconnects.clone());
+        r.register("edge_agent_pods", "Pods on this node by phase", self.pods.clone());
+        r.register(
+            "edge_agent_pod_start_seconds",
+            "Time from first seeing a pod to sending its Running status",
+            self.pod_start.clone(),
+        );
+        r.register("edge_agent_container_restarts", "Containers started again", self.container_restarts.clone());
+        r.register("edge_agent_status_writes", "Pod status updates sent, by result", self.status_writes.clone());
+        r.register("edge_agent_watch_restarts", "Watches opened again", self.watch_restarts.clone());
+        r.register(
+            "edge_agent_reservation_bytes",
+            "Memory values applied to a cgroup scope",
+            self.reservation.clone(),
+        );
+        r.register("edge_agent_capacity", "Resources of the machine", self.capacity.clone());
+        r.register("edge_agent_allocatable", "Resources that pods may ask for", self.allocatable.clone());
+        r.register(
+            "edge_agent_start_ready_seconds",
+            "Time from the start of the process to the first Ready status sent",
+            self.ready_seconds.clone(),
+        );
+        drop(registry);
+        for failure in LeaseFailure::ALL {
+            drop(self.lease_failures.get_or_create(&[("reason", failure.label())]));
+        }
+        for phase in PodPhase::ALL {
+            drop(self.pods.get_or_create(&[("phase", phase.label())]));
+        }
+        for state in ["connected", "disconnected"] {
+            drop(self.tunnel_links.get_or_create(&[("state", state)]));
+        }
+        for result in ["sent", "failed"] {
+            drop(self.status_writes.get_or_create(&[("result", result)]));
+        }
+    }
+
+    fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Adds numbers that are gathered at each scrape, such as [`CgroupScopes`].
+    pub fn collect(&self, collector: Box<dyn Collector>) {
+        self.registry().register_collector(collector);
+    }
+
+    /// A lease renewal was answered after `took`.
+    pub fn lease_renewed(&self, took: Duration) {
+        self.lease_renew.observe(took.as_secs_f64());
+        self.lease_last.set(unix_now());
+    }
+
+    /// A lease renewal failed.
+    pub fn lease_failed(&self, why: LeaseFailure) {
+        self.lease_failures.get_or_create(&[("reason", why.label())]).inc();
+    }
+
+    /// Unix time of the last renewal, none before the first.
+    pub fn lease_last_renewed(&self) -> Option<SystemTime> {
+        let seconds = self.lease_last.get();
+        (seconds > 0.0).then(|| UNIX_EPOCH + Duration::from_secs_f64(seconds))
+    }
+
+    /// A heartbeat began this much later than planned.
+    pub fn heartbeat_lag(&self, lag: Duration) {
+        self.heartbeat_lag.observe(lag.as_secs_f64());
+    }
+
+    /// Links now connected, of `total`.
+    pub fn tunnel_links(&self, connected: usize, total: usize) {
+        let set = |state, count: usize| {
+            self.tunnel_links.get_or_create(&[("state", state)]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        set("connected", connected);
+        set("disconnected", total.saturating_sub(connected));
+    }
+
+    /// A link was established.
+    pub fn tunnel_connected(&self) {
+        self.tunnel_reconnects.inc();
+    }
+
+    /// Pods of this node in `phase` now.
+    pub fn pods(&self, phase: PodPhase, count: usize) {
+        self.pods.get_or_create(&[("phase", phase.label())]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A pod's Running status was sent this long after the agent first saw the pod.
+    pub fn pod_started(&self, took: Duration) {
+        self.pod_start.observe(took.as_secs_f64());
+    }
+
+    /// A container was started again after it had ended.
+    pub fn container_restarted(&self) {
+        self.container_restarts.inc();
+    }
+
+    /// A pod status was sent, or could not be.
+    pub fn status_written(&self, sent: bool) {
+        self.status_writes.get_or_create(&[("result", if sent { "sent" } else { "failed" })]).inc();
+    }
+
+    /// A watch had to be opened again.
+    pub fn watch_restarted(&self) {
+        self.watch_restarts.inc();
+    }
+
+    /// A memory value in force: scope `kubepods`, `agent`, `runtime`…, kind `min`, `low`, `high`, `max`.
+    pub fn reservation(&self, scope: &'static str, kind: &'static str, bytes: u64) {
+        self.reservation.get_or_create(&[("scope", scope), ("kind", kind)]).set(bytes);
+    }
+
+    /// What the machine has and what pods may use.
+    pub fn node_amounts(&self, amounts: &NodeAmounts) {
+        let pods = u32::try_from(amounts.pods).map_or(f64::from(u32::MAX), f64::from);
+        for (family, cores, memory) in [
+            (&self.capacity, amounts.capacity_cores, amounts.capacity_memory),
+            (&self.allocatable, amounts.allocatable_cores, amounts.allocatable_memory),
+        ] {
+            family.get_or_create(&[("resource", "cpu_cores")]).set(cores);
+            family.get_or_create(&[("resource", "memory_bytes")]).set(memory as f64);
+            family.get_or_create(&[("resource", "pods")]).set(pods);
+        }
+    }
+
+    /// The first Ready status was sent this long after the process began.
+    pub fn first_ready(&self, after: Duration) {
+        self.ready_seconds.set(after.as_secs_f64());
+    }
+
+    /// The whole exposition in one of the two text formats.
+    pub fn render(&self, format: Format) -> Result<String, std::fmt::Error> {
+        expose::render(&self.registry(), format)
+    }
+}
+
+fn histogram(buckets: &[f64]) -> Histogram {
+    Histogram::new(buckets.iter().copied())
+}
+
+fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
