@@ -6,4 +6,11 @@
 
 pub mod api;
 pub mod auth;
+pub mod files;
 pub mod http;
+pub mod openapi;
+pub mod pki;
+pub mod store;
+pub mod supervisor;
+pub mod tokens;
+pub mod tunnel_server;
