@@ -1,1 +1,308 @@
-//! ledger
+//! What has to survive an offline reboot: the assigned pods and the objects they refer to, in one file written whole.
+//!
+//! `data-dir/agent/assignments.json`, 0600, tmp + fsync + rename on a blocking thread, at most once in ten seconds and only
+//! when the content changed. Of a pod's status only what decides is kept, so that an idle node never writes.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::api::core::{ConfigMap, Secret, Service, Token};
+use crate::api::pod::{EnvVar, Pod, PodStatus};
+use crate::assignments::{Assignments, Pods};
+use crate::objects::{Known, Objects, TokenKey};
+
+const VERSION: u32 = 1;
+/// A burst of changes is one write.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Least time between two writes.
+const BETWEEN: Duration = Duration::from_secs(10);
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    version: u32,
+    node_name: String,
+    pods: Vec<Arc<Pod>>,
+    config_maps: Vec<Arc<ConfigMap>>,
+    secrets: Vec<Arc<Secret>>,
+    services: Option<Vec<Arc<Service>>>,
+    tokens: Vec<StoredToken>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredToken {
+    key: TokenKey,
+    token: String,
+    expires_at: String,
+}
+
+/// Where the ledger of an instance is.
+pub fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("agent/assignments.json")
+}
+
+/// What the ledger says; None when there is none for this node. An unreadable file is reported and set aside, never fatal.
+pub fn load(path: &Path, node_name: &str) -> Option<(Pods, Known)> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %error, "ledger cannot be read, starting without it");
+            return None;
+        }
+    };
+    let file: File = match serde_json::from_slice(&text) {
+        Ok(file) => file,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %error, "ledger does not decode, starting without it");
+            return None;
+        }
+    };
+    if file.version != VERSION || file.node_name != node_name {
+        tracing::warn!(path = %path.display(), node = %file.node_name, version = file.version, "ledger is of another node or version, starting without it");
+        return None;
+    }
+    let pods = file.pods.into_iter().map(|pod| (pod.uid(), pod)).collect();
+    let tokens = file.tokens.into_iter().map(|t| (t.key, Token { token: t.token, expires_at: t.expires_at })).collect();
+    Some((pods, Known { config_maps: file.config_maps, secrets: file.secrets, services: file.services, tokens }))
+}
+
+/// Keeps the file up to date for ever.
+pub async fn run(path: PathBuf, node_name: String, mut assignments: watch::Receiver<Assignments>, objects: Objects) {
+    let mut written: Option<u64> = std::fs::read(&path).ok().map(|bytes| fingerprint(&bytes));
+    loop {
+        tokio::select! {
+            changed = assignments.changed() => if changed.is_err() { return },
+            () = objects.changed() => {}
+        }
+        tokio::time::sleep(SETTLE).await;
+        let Assignments::Known(pods) = assignments.borrow_and_update().clone() else { continue };
+        let references = references(&pods);
+        objects.retain(
+            |uid| pods.contains_key(uid),
+            |namespace, name| references.config_maps.contains(&(namespace.to_owned(), name.to_owned())),
+            |namespace, name| references.secrets.contains(&(namespace.to_owned(), name.to_owned())),
+        );
+        let bytes = match serialize(&node_name, &pods, objects.known()) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(error = %error, "ledger cannot be written down");
+                continue;
+            }
+        };
+        let print = fingerprint(&bytes);
+        if written == Some(print) {
+            continue;
+        }
+        let target = path.clone();
+        match tokio::task::spawn_blocking(move || write_whole(&target, &bytes)).await {
+            Ok(Ok(())) => written = Some(print),
+            Ok(Err(error)) => tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "ledger not written, an offline reboot would start older pods"),
+            Err(error) => tracing::warn!(error = %error, "ledger writer ended"),
+        }
+        tokio::time::sleep(BETWEEN - SETTLE).await;
+    }
+}
+
+fn serialize(node_name: &str, pods: &Pods, known: Known) -> serde_json::Result<Vec<u8>> {
+    let mut config_maps = known.config_maps;
+    config_maps.sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
+    let mut secrets = known.secrets;
+    secrets.sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
+    let mut tokens: Vec<_> =
+        known.tokens.into_iter().map(|(key, token)| StoredToken { key, token: token.token, expires_at: token.expires_at }).collect();
+    tokens.sort_by(|a, b| a.key.cmp(&b.key));
+    serde_json::to_vec(&File {
+        version: VERSION,
+        node_name: node_name.to_owned(),
+        pods: pods.values().map(|pod| Arc::new(trimmed(pod))).collect(),
+        config_maps,
+        secrets,
+        services: known.services,
+        tokens,
+    })
+}
+
+/// A pod without what changes all the time: of its status only phase and start survive, which decide whether it runs.
+fn trimmed(pod: &Pod) -> Pod {
+    let mut pod = pod.clone();
+    let status = std::mem::take(&mut pod.status);
+    pod.metadata.resource_version = String::new();
+    pod.status = PodStatus {
+        phase: status.phase,
+        reason: status.reason,
+        start_time: status.start_time,
+        qos_class: status.qos_class,
+        ..PodStatus::default()
+    };
+    pod
+}
+
+/// Names pods refer to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct References {
+    pub config_maps: BTreeSet<(String, String)>,
+    pub secrets: BTreeSet<(String, String)>,
+}
+
+/// Everything the pods need from the server to start.
+pub fn references(pods: &Pods) -> References {
+    let mut found = References::default();
+    for pod in pods.values() {
+        let namespace = &pod.metadata.namespace;
+        let config_map = |found: &mut References, name: &str| {
+            found.config_maps.insert((namespace.clone(), name.to_owned()));
+        };
+        let secret = |found: &mut References, name: &str| {
+            found.secrets.insert((namespace.clone(), name.to_owned()));
+        };
+        for volume in &pod.spec.volumes {
+            if let Some(source) = &volume.config_map {
+                config_map(&mut found, &source.name);
+            }
+            if let Some(source) = &volume.secret {
+                secret(&mut found, &source.secret_name);
+            }
+            for source in volume.projected.iter().flat_map(|projected| &projected.sources) {
+                if let Some(source) = &source.config_map {
+                    config_map(&mut found, &source.name);
+                }
+                if let Some(source) = &source.secret {
+                    secret(&mut found, &source.name);
+                }
+            }
+        }
+        for reference in &pod.spec.image_pull_secrets {
+            secret(&mut found, &reference.name);
+        }
+        for container in pod.all_containers() {
+            for source in &container.env_from {
+                if let Some(source) = &source.config_map_ref {
+                    config_map(&mut found, &source.name);
+                }
+                if let Some(source) = &source.secret_ref {
+                    secret(&mut found, &source.name);
+                }
+            }
+            for EnvVar { value_from, .. } in &container.env {
+                let Some(source) = value_from else { continue };
+                if let Some(key) = &source.config_map_key_ref {
+                    config_map(&mut found, &key.name);
+                }
+                if let Some(key) = &source.secret_key_ref {
+                    secret(&mut found, &key.name);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// 0600, complete or not there at all, also after a power cut.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        std::fs::File::open(directory)?.sync_all()
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Short and stable, to tell whether two contents are the same.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&digest.as_ref()[..8]);
+    u64::from_le_bytes(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn pods() -> Pods {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "7"},
+            "spec": {
+                "containers": [{"name": "c", "image": "i", "env": [
+                    {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "env-map", "key": "k"}}},
+                    {"name": "B", "valueFrom": {"secretKeyRef": {"name": "env-secret", "key": "k"}}},
+                ], "envFrom": [{"configMapRef": {"name": "from-map"}}]}],
+                "volumes": [
+                    {"name": "v", "secret": {"secretName": "vol-secret"}},
+                    {"name": "kube-api-access", "projected": {"sources": [{"configMap": {"name": "kube-root-ca.crt"}}]}},
+                ],
+                "imagePullSecrets": [{"name": "pull"}],
+                "futureField": {"x": 1},
+            },
+            "status": {"phase": "Running", "podIP": "10.0.0.1"},
+        }))
+        .unwrap();
+        [(pod.uid(), Arc::new(pod))].into()
+    }
+
+    #[test]
+    fn references_are_found_wherever_they_stand() {
+        let found = references(&pods());
+        let names = |set: &BTreeSet<(String, String)>| set.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found.config_maps), ["env-map", "from-map", "kube-root-ca.crt"]);
+        assert_eq!(names(&found.secrets), ["env-secret", "pull", "vol-secret"]);
+    }
+
+    #[test]
+    fn what_was_written_comes_back_and_only_root_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path());
+        let mut secret = Secret::default();
+        secret.metadata.name = "env-secret".to_owned();
+        let token = (("ns".into(), "default".into(), vec![], 3600, "u".into()), Token { token: "t".into(), expires_at: "e".into() });
+        let known = Known { secrets: vec![Arc::new(secret)], tokens: vec![token], ..Known::default() };
+        write_whole(&path, &serialize("n1", &pods(), known).unwrap()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (back, known) = load(&path, "n1").unwrap();
+        let pod = back.values().next().unwrap();
+        assert_eq!(pod.status.phase, "Running");
+        assert_eq!(pod.status.pod_ip, "");
+        assert_eq!(pod.spec.unknown["futureField"]["x"], 1);
+        assert_eq!(known.secrets[0].metadata.name, "env-secret");
+        assert_eq!(known.tokens[0].1.token, "t");
+        assert!(load(&path, "another").is_none());
+    }
+
+    #[test]
+    fn an_idle_pod_changes_nothing_worth_writing() {
+        let before = serialize("n", &pods(), Known::default()).unwrap();
+        let mut pod = (**pods().values().next().unwrap()).clone();
+        pod.metadata.resource_version = "8".to_owned();
+        pod.status.pod_ip = "10.0.0.9".to_owned();
+        let after = serialize("n", &[(pod.uid(), Arc::new(pod))].into(), Known::default()).unwrap();
+        assert_eq!(fingerprint(&before), fingerprint(&after));
+    }
+
+    #[test]
+    fn a_broken_ledger_is_not_fatal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        assert!(load(&path, "n").is_none());
+        std::fs::write(&path, "{").unwrap();
+        assert!(load(&path, "n").is_none());
+    }
+}

@@ -15,6 +15,7 @@ pub mod app;
 pub mod assignments;
 pub mod backoff;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod events;

@@ -1,16 +1,335 @@
 //! Sends pod statuses to the server: the newest per pod, only when it says something new.
+//!
+//! Workers leave statuses without waiting. Per pod at most one request is on its way; what comes meanwhile replaces what
+//! was waiting. The patch carries the pod's UID, so that a status never lands on a namesake.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use runtime::ids::PodUid;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::api::client::PatchType;
 use crate::api::pod::{Pod, PodStatus};
+use crate::api::{Client, Error, ObjectMeta};
+use crate::assignments::Assignments;
+use crate::backoff::Backoff;
+
+mod patch;
+
+pub use patch::status_patch;
+
+/// Requests on their way at once.
+const AT_ONCE: usize = 8;
 
 /// Where pod workers leave what they saw. Never blocks; the newest status of a pod replaces an unsent older one.
-#[derive(Clone)]
-pub struct Handle {}
+#[derive(Clone, Default)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    pods: Mutex<BTreeMap<PodUid, Entry>>,
+    wake: Notify,
+}
+
+struct Entry {
+    namespace: String,
+    name: String,
+    /// What the server has, as far as known, and at which version.
+    base: PodStatus,
+    version: u64,
+    wanted: Option<PodStatus>,
+    finish: bool,
+    busy: bool,
+    not_before: Option<Instant>,
+    backoff: Backoff,
+}
+
+/// One request.
+enum Work {
+    Patch { status: PodStatus, body: Value },
+    Delete,
+}
+
+enum Outcome {
+    Accepted(PodStatus, u64),
+    Deleted,
+    /// The object is gone or another pod has its name now.
+    Gone,
+    /// The server will never take this one.
+    Refused(Error),
+    Failed(Error, Option<PodStatus>),
+}
 
 impl Handle {
     /// Leaves a status for sending. Equal to what the server has: nothing is sent.
-    pub fn publish(&self, _pod: &Pod, _status: PodStatus) {}
+    pub fn publish(&self, pod: &Pod, status: PodStatus) {
+        let mut pods = self.lock();
+        let entry = entry(&mut pods, pod);
+        entry.wanted = Some(status);
+        drop(pods);
+        self.shared.wake.notify_one();
+    }
 
     /// Everything of this pod is gone from the node: after its last status is accepted the object is deleted
     /// (grace 0, UID precondition), provided the server wants it deleted. Safe to call again.
-    pub fn finish(&self, _pod: &Pod) {}
+    pub fn finish(&self, pod: &Pod) {
+        if !pod.is_deleting() {
+            return;
+        }
+        let mut pods = self.lock();
+        entry(&mut pods, pod).finish = true;
+        drop(pods);
+        self.shared.wake.notify_one();
+    }
+
+    /// Statuses and deletions the server has not accepted yet.
+    pub fn pending(&self) -> usize {
+        self.lock().values().filter(|entry| entry.wanted.is_some() || entry.finish || entry.busy).count()
+    }
+
+    /// Sends for ever. Pods that left the assignments are forgotten once nothing is left to send for them.
+    pub async fn run(self, client: Client, mut assignments: watch::Receiver<Assignments>) {
+        let mut flying: JoinSet<(PodUid, Outcome)> = JoinSet::new();
+        loop {
+            let mut wait = Duration::from_secs(3600);
+            while flying.len() < AT_ONCE {
+                match self.take(Instant::now()) {
+                    Next::Work(uid, path, work) => {
+                        let client = client.clone();
+                        flying.spawn(async move {
+                            let outcome = send(&client, &path, uid.as_str(), work).await;
+                            (uid, outcome)
+                        });
+                    }
+                    Next::Wait(time) => {
+                        wait = time;
+                        break;
+                    }
+                    Next::Nothing => break,
+                }
+            }
+            // Every arm only says "look again"; nothing is lost when another one wins.
+            tokio::select! {
+                Some(done) = flying.join_next() => if let Ok((uid, outcome)) = done { self.settle(&uid, outcome) },
+                () = self.shared.wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+                changed = assignments.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if let Assignments::Known(pods) = &*assignments.borrow_and_update() {
+                        self.lock().retain(|uid, entry| entry.busy || entry.wanted.is_some() || pods.contains_key(uid));
+                    }
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
+        self.shared.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next request that may go out now.
+    fn take(&self, now: Instant) -> Next {
+        let mut pods = self.lock();
+        let mut soonest: Option<Duration> = None;
+        let mut found = None;
+        for (uid, entry) in pods.iter_mut() {
+            if entry.busy {
+                continue;
+            }
+            if let Some(left) = entry.not_before.and_then(|at| at.checked_duration_since(now)).filter(|left| !left.is_zero()) {
+                if entry.wanted.is_some() || entry.finish {
+                    soonest = Some(soonest.map_or(left, |other| other.min(left)));
+                }
+                continue;
+            }
+            if let Some(status) = entry.wanted.take() {
+                if let Some(body) = status_patch(&entry.base, &status, uid) {
+                    found = Some((uid.clone(), entry.path("/status"), Work::Patch { status, body }));
+                    entry.busy = true;
+                    break;
+                }
+            }
+            if entry.finish {
+                found = Some((uid.clone(), entry.path(""), Work::Delete));
+                entry.busy = true;
+                break;
+            }
+        }
+        match (found, soonest) {
+            (Some((uid, path, work)), _) => Next::Work(uid, path, work),
+            (None, Some(wait)) => Next::Wait(wait),
+            (None, None) => Next::Nothing,
+        }
+    }
+
+    fn settle(&self, uid: &PodUid, outcome: Outcome) {
+        let mut pods = self.lock();
+        let Some(entry) = pods.get_mut(uid) else { return };
+        entry.busy = false;
+        match outcome {
+            Outcome::Accepted(status, version) => {
+                entry.base = status;
+                entry.version = version;
+                entry.not_before = None;
+                entry.backoff.reset();
+            }
+            Outcome::Deleted | Outcome::Gone => {
+                pods.remove(uid);
+            }
+            Outcome::Refused(error) => {
+                tracing::error!(namespace = %entry.namespace, pod = %entry.name, pod_uid = %uid.as_str(), error = %error, "pod status refused");
+            }
+            Outcome::Failed(error, status) => {
+                let retry_in = entry.backoff.next_wait();
+                tracing::debug!(namespace = %entry.namespace, pod = %entry.name, error = %error, ?retry_in, "pod status not sent");
+                entry.not_before = Some(Instant::now() + retry_in);
+                if entry.wanted.is_none() {
+                    entry.wanted = status;
+                }
+            }
+        }
+    }
+}
+
+enum Next {
+    Work(PodUid, String, Work),
+    Wait(Duration),
+    Nothing,
+}
+
+impl Entry {
+    fn path(&self, sub: &str) -> String {
+        format!("/api/v1/namespaces/{}/pods/{}{sub}", self.namespace, self.name)
+    }
+}
+
+/// The entry of a pod, with the newer of the two views of what the server has.
+fn entry<'a>(pods: &'a mut BTreeMap<PodUid, Entry>, pod: &Pod) -> &'a mut Entry {
+    let version = pod.metadata.resource_version.parse().unwrap_or(0);
+    let entry = pods.entry(pod.uid()).or_insert_with(|| Entry {
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        base: pod.status.clone(),
+        version,
+        wanted: None,
+        finish: false,
+        busy: false,
+        not_before: None,
+        backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(10)),
+    });
+    if version > entry.version && !entry.busy {
+        entry.version = version;
+        entry.base.clone_from(&pod.status);
+    }
+    entry
+}
+
+#[derive(Deserialize)]
+struct OnlyMeta {
+    metadata: ObjectMeta,
+}
+
+async fn send(client: &Client, path: &str, uid: &str, work: Work) -> Outcome {
+    match work {
+        Work::Patch { status, body } => match client.patch::<OnlyMeta>(path, PatchType::Strategic, &body).await {
+            Ok(answer) => Outcome::Accepted(status, answer.metadata.resource_version.parse().unwrap_or(0)),
+            Err(error) => failed(error, Some(status)),
+        },
+        Work::Delete => {
+            let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": {"uid": uid}});
+            match client.delete(path, &body).await {
+                Ok(()) => Outcome::Deleted,
+                Err(error) => failed(error, None),
+            }
+        }
+    }
+}
+
+fn failed(error: Error, status: Option<PodStatus>) -> Outcome {
+    match error.code() {
+        404 | 409 => Outcome::Gone,
+        400 | 422 => Outcome::Refused(error),
+        _ => Outcome::Failed(error, status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(version: &str, phase: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.uid = "u".to_owned();
+        pod.metadata.namespace = "ns".to_owned();
+        pod.metadata.name = "p".to_owned();
+        pod.metadata.resource_version = version.to_owned();
+        pod.status.phase = phase.to_owned();
+        pod
+    }
+
+    fn status(phase: &str) -> PodStatus {
+        PodStatus { phase: phase.to_owned(), ..PodStatus::default() }
+    }
+
+    fn next(handle: &Handle) -> Option<(String, Option<Value>)> {
+        match handle.take(Instant::now()) {
+            Next::Work(_, path, Work::Patch { body, .. }) => Some((path, Some(body))),
+            Next::Work(_, path, Work::Delete) => Some((path, None)),
+            Next::Wait(_) | Next::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn only_news_is_sent_and_one_at_a_time() {
+        let handle = Handle::default();
+        handle.publish(&pod("1", "Pending"), status("Pending"));
+        assert_eq!(next(&handle), None);
+        handle.publish(&pod("1", "Pending"), status("Running"));
+        let sent = next(&handle);
+        assert_eq!(sent.as_ref().map(|(path, _)| path.as_str()), Some("/api/v1/namespaces/ns/pods/p/status"));
+        handle.publish(&pod("1", "Pending"), status("Succeeded"));
+        assert_eq!(next(&handle), None, "one request per pod");
+        handle.settle(&PodUid::from("u"), Outcome::Accepted(status("Running"), 2));
+        handle.publish(&pod("1", "Pending"), status("Running"));
+        assert_eq!(next(&handle), None, "an older view of the server does not count");
+        handle.publish(&pod("3", "Pending"), status("Running"));
+        assert!(next(&handle).is_some(), "somebody else changed it");
+    }
+
+    #[test]
+    fn the_object_is_deleted_after_its_last_status_and_only_when_wanted() {
+        let handle = Handle::default();
+        handle.finish(&pod("1", "Running"));
+        assert_eq!(next(&handle), None);
+        let mut leaving = pod("2", "Running");
+        leaving.metadata.deletion_timestamp = Some("2026-01-01T00:00:00Z".to_owned());
+        handle.publish(&leaving, status("Succeeded"));
+        handle.finish(&leaving);
+        assert!(next(&handle).is_some_and(|(_, body)| body.is_some()));
+        handle.settle(&PodUid::from("u"), Outcome::Accepted(status("Succeeded"), 3));
+        assert_eq!(next(&handle), Some(("/api/v1/namespaces/ns/pods/p".to_owned(), None)));
+        handle.settle(&PodUid::from("u"), Outcome::Deleted);
+        assert_eq!(handle.pending(), 0);
+    }
+
+    #[test]
+    fn a_failed_status_waits_and_comes_again_unless_a_newer_one_is_there() {
+        let handle = Handle::default();
+        handle.publish(&pod("1", "Pending"), status("Running"));
+        assert!(next(&handle).is_some());
+        let away = Error::Transport { server: "s".to_owned(), cause: "c".to_owned() };
+        handle.settle(&PodUid::from("u"), Outcome::Failed(away, Some(status("Running"))));
+        assert!(matches!(handle.take(Instant::now()), Next::Wait(_)));
+        let later = Instant::now() + Duration::from_secs(1);
+        assert!(matches!(handle.take(later), Next::Work(_, _, Work::Patch { status, .. }) if status.phase == "Running"));
+    }
 }

@@ -50,9 +50,9 @@ pub trait Object {
 }
 
 /// The answer of a list request.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Deserialize)]
 pub struct List<T> {
+    #[serde(default)]
     pub metadata: ListMeta,
     #[serde(default = "Vec::new")]
     pub items: Vec<T>,

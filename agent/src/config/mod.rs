@@ -3,9 +3,17 @@
 //! Layers, later wins: defaults, environment (`K3S_*`, `EDGE_*`), `config.yaml`, `config.yaml.d/*`, command line.
 //! Every path, socket, port and cgroup of an instance derives from here, so that two instances share a machine.
 
+mod keys;
+mod kubelet_args;
+mod layers;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything the agent was told, checked and with defaults filled in. Cheap to share as `Arc<Config>`.
 #[derive(Debug, Clone)]
@@ -23,9 +31,8 @@ pub struct Config {
     pub node_name: String,
     /// Name of the machine as the kernel says.
     pub hostname: String,
-    /// Addresses of the node, at most one per family, first is primary.
+    /// Addresses of the node, at most one per family, first is primary. Empty until found: see [`crate::node::address`].
     pub node_ips: Vec<IpAddr>,
-    /// Whether `node_ips` came from `node-ip` or from the default route.
     pub node_external_ips: Vec<IpAddr>,
     pub node_internal_dns: Vec<String>,
     pub node_external_dns: Vec<String>,
@@ -210,3 +217,50 @@ impl Config {
 
 /// K3s' default for `pause-image`.
 pub const DEFAULT_PAUSE_IMAGE: &str = "rancher/mirrored-pause:3.10.2";
+
+/// Where the configuration is looked for when nobody names a file.
+pub const DEFAULT_FILE: &str = "/etc/edge-agent/config.yaml";
+
+/// Everything that was wrong, one line each: thing, value, remedy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl Problems {
+    fn push(&mut self, line: String) {
+        self.0.push(line);
+    }
+}
+
+/// What the process was started with. The environment comes as a function so that tests need no real one.
+pub struct Input<'a> {
+    /// `--config`; None: `K3S_CONFIG_FILE`, else the default file, which may be missing.
+    pub config: Option<&'a Path>,
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// Keys given on the command line, in order.
+    pub flags: &'a [(&'static str, String)],
+    /// The machine's name.
+    pub hostname: &'a str,
+}
+
+impl Config {
+    /// Reads all layers and checks everything before anything is bound or written. The second value is what deserves a
+    /// warning: keys that are accepted but change nothing.
+    pub fn load(input: &Input<'_>) -> Result<(Config, Vec<String>), Problems> {
+        let mut problems = Problems::default();
+        let mut layers = layers::Layers::default();
+        layers.environment(input.environment);
+        let from_environment = (input.environment)("K3S_CONFIG_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let named = from_environment.as_deref().or(input.config);
+        layers.files(named.unwrap_or(Path::new(DEFAULT_FILE)), named.is_some(), &mut problems);
+        for (key, value) in input.flags {
+            layers.flag(key, value.clone());
+        }
+        resolve::resolve(&layers, input, problems)
+    }
+}

@@ -1,0 +1,123 @@
+//! What each good and bad configuration gives.
+
+use super::*;
+
+fn load_text(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, String)]) -> Result<(Config, Vec<String>), Problems> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, text).unwrap();
+    load_file(&file, environment, flags).map_err(|problems| {
+        Problems(problems.0.into_iter().map(|line| line.replace(&format!("{}/", dir.path().display()), "")).collect())
+    })
+}
+
+fn load_file(file: &Path, environment: &[(&str, &str)], flags: &[(&'static str, String)]) -> Result<(Config, Vec<String>), Problems> {
+    let environment: Vec<(String, String)> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let lookup = |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    Config::load(&Input { config: Some(file), environment: &lookup, flags, hostname: "Pi-4" })
+}
+
+#[test]
+fn a_plain_k3s_file_works_and_defaults_are_k3s_own() {
+    let text = "server: https://10.0.0.1:6443/\ntoken: secret\nnode-label:\n  - zone=a\n  - topology.kubernetes.io/zone=b\nnode-taint: [k=v:NoSchedule]\nnode-ip: 10.0.0.2\nlb-server-port: 6444\n";
+    let (config, warnings) = load_text(text, &[], &[]).unwrap();
+    assert_eq!(config.server, "https://10.0.0.1:6443");
+    assert_eq!(config.node_name, "pi-4");
+    assert_eq!(config.node_labels.len(), 2);
+    assert_eq!(config.node_taints[0].effect, "NoSchedule");
+    assert_eq!(config.kubelet_port, 10250);
+    assert_eq!(config.root_dir, Path::new("/var/lib/kubelet"));
+    assert_eq!(config.eviction_hard["nodefs.available"], "5%");
+    assert_eq!(warnings.len(), 1);
+    assert!(!format!("{config:?}").contains("secret"));
+    assert_eq!(config.public_args[..5], ["agent", "--server", "https://10.0.0.1:6443/", "--token", "********"].map(str::to_owned));
+}
+
+#[test]
+fn drop_ins_replace_and_append_in_name_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    let drop = dir.path().join("config.yaml.d");
+    std::fs::create_dir(&drop).unwrap();
+    std::fs::write(&file, "server: https://a:1\nnode-label: [a=1]\nnode-name: one\n").unwrap();
+    std::fs::write(drop.join("20.yaml"), "node-label+: c=3\n").unwrap();
+    std::fs::write(drop.join("10.YML"), "node-label+: [b=2]\nnode-name: two\n").unwrap();
+    std::fs::write(drop.join("30.txt"), "nonsense").unwrap();
+    let (config, _) = load_file(&file, &[("K3S_URL", "https://env:1"), ("K3S_TOKEN", "t")], &[("node-label", "d=4".to_owned())]).unwrap();
+    assert_eq!(config.node_labels.keys().cloned().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+    assert_eq!(config.node_name, "two");
+    assert_eq!(config.server, "https://a:1", "files win over the environment");
+    assert_eq!(config.token, Some(Redacted("t".to_owned())));
+    assert_eq!(config.public_env["K3S_TOKEN"], "********");
+    assert_eq!(config.sources.len(), 3);
+}
+
+#[test]
+fn every_bad_line_is_named_with_its_value_and_a_remedy() {
+    let cases: &[(&str, &str)] = &[
+        ("node-nmae: a", "config.yaml: unknown key node-nmae; did you mean node-name?"),
+        ("frobnicate: a", "config.yaml: unknown key frobnicate; remove it"),
+        ("tls-san: a", "config.yaml: tls-san: is a key of `k3s server`, an agent has no use for it; remove it"),
+        ("selinux: true", "config.yaml: selinux: true: is not supported here; it would label containers for SELinux; remove it"),
+        ("node-name: A_B", "config.yaml: node-name: A_B is not a DNS name (letters, digits, `-` and `.`, at most 253)"),
+        ("node-ip: 10.0.0", "config.yaml: node-ip: 10.0.0 is not an IP address"),
+        ("node-ip: 127.0.0.1", "config.yaml: node-ip: 127.0.0.1 cannot be reached from other nodes; give an address of a network interface"),
+        (
+            "node-label: node-role.kubernetes.io/worker=true",
+            "config.yaml: node-label: node-role.kubernetes.io/worker=true is one the server lets no node set on itself; let an administrator set it with kubectl label",
+        ),
+        (
+            "node-taint: a=b:Never",
+            "config.yaml: node-taint: a=b:Never is not KEY=VALUE:EFFECT with effect NoSchedule, PreferNoSchedule or NoExecute",
+        ),
+        ("metrics-address: here", "config.yaml: metrics-address: here is not ADDRESS:PORT, for example 127.0.0.1:9470; leave it empty to switch it off"),
+        ("data-dir: here", "config.yaml: data-dir: here is not an absolute path"),
+        ("containerd: docker", "config.yaml: containerd: docker is none of auto, managed, system"),
+        ("debug: perhaps", "config.yaml: debug: perhaps is not true or false"),
+        ("kubelet-arg: max-pods=many", "config.yaml: kubelet-arg max-pods=many: is not a number of pods"),
+        ("kubelet-arg: maxpods=3", "config.yaml: unknown kubelet-arg maxpods; did you mean max-pods?"),
+        (
+            "kubelet-arg: feature-gates=A=true",
+            "config.yaml: kubelet-arg feature-gates=A=true: is not supported here; it would switch kubelet features; remove it",
+        ),
+        (
+            "kubelet-arg: system-reserved=memory=150Mx",
+            "config.yaml: kubelet-arg system-reserved=memory=150Mx: is not a quantity such as 200m, 150Mi or 1G",
+        ),
+        (
+            "kubelet-arg: eviction-hard=memory.available<many",
+            "config.yaml: kubelet-arg eviction-hard=memory.available<many: is neither a quantity such as 100Mi nor a percentage",
+        ),
+        ("node-name: [a, b]", "config.yaml: node-name: takes one value, not 2"),
+        ("node-name: {a: b}", "config.yaml: node-name: has to be a value or a list of values"),
+    ];
+    for (line, expected) in cases {
+        let problems = load_text(&format!("server: https://a:6443\n{line}\n"), &[], &[]).unwrap_err();
+        assert_eq!(problems.0, [(*expected).to_owned()], "{line}");
+    }
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let problems = load_text("sever: https://a\nnode-ip: x\nkubelet-arg: port=0\n", &[], &[]).unwrap_err();
+    assert_eq!(problems.0.len(), 4, "{problems}");
+}
+
+#[test]
+fn a_missing_named_file_and_broken_yaml_are_errors() {
+    let problems = load_file(Path::new("/nonexistent/config.yaml"), &[("K3S_URL", "https://a:1")], &[]).unwrap_err();
+    assert!(problems.0[0].starts_with("/nonexistent/config.yaml: "), "{problems}");
+    assert!(load_text("a: [", &[], &[]).is_err());
+    assert!(load_text("- a\n", &[], &[]).unwrap_err().0[0].contains("is not a list of `key: value` lines"));
+}
+
+#[test]
+fn instances_differ_in_every_path_and_port() {
+    let text = "server: https://a:6443\ndata-dir: /x/data\nrun-dir: /x/run\npod-logs-dir: /x/log/pods\nmetrics-address: ''\nbridge: cni1\nkubelet-arg:\n  - root-dir=/x/kubelet\n  - cgroup-root=/edge-node-1\n  - port=20250\n  - healthz-port=0\n";
+    let (config, _) = load_text(text, &[], &[]).unwrap();
+    assert_eq!(config.control_socket(), Path::new("/x/run/agent.sock"));
+    assert_eq!(config.container_logs_dir.as_deref(), Some(Path::new("/x/log/containers")));
+    assert_eq!(config.cgroup_root, "/edge-node-1");
+    assert_eq!((config.kubelet_port, config.healthz_address, config.metrics_address), (20250, None, None));
+    assert!(config.cni_conf_dir.starts_with("/x/data") && config.cni_state_dir.starts_with("/x/data"));
+}
