@@ -36,6 +36,17 @@ pub(crate) fn remove_group(hierarchy: &Hierarchy, group: &str, patience: Duratio
     Ok(())
 }
 
+/// Removes `group` wherever nothing lives in it or below it; kills nothing.
+pub(crate) fn remove_if_empty(hierarchy: &Hierarchy, group: &str) {
+    for dir in hierarchy.every_dir(group) {
+        match fs::remove_dir(dir.path()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::debug!(path = %dir.path().display(), %error, "group kept"),
+        }
+    }
+}
+
 fn empty_group(
     hierarchy: &Hierarchy,
     group: &str,

@@ -184,9 +184,14 @@ impl PodTree {
         kill::remove_group(&self.hierarchy, &group, PATIENCE)
     }
 
-    /// Removes `kubepods` and everything below it: for leaving the cluster, and for tests.
+    /// Kills every pod and removes `kubepods`, and the cgroup root too if nothing else is in it: for leaving the cluster.
     pub fn remove_all(&self) -> Result<()> {
-        kill::remove_group(&self.hierarchy, &self.names.kubepods(), PATIENCE)
+        kill::remove_group(&self.hierarchy, &self.names.kubepods(), PATIENCE)?;
+        let root = self.names.root();
+        if root != "/" {
+            kill::remove_if_empty(&self.hierarchy, &root);
+        }
+        Ok(())
     }
 
     /// The pods that have a group in any hierarchy, sorted by UID.

@@ -140,6 +140,27 @@ impl Netlink {
         }
     }
 
+    /// A device by its index. `/sys` would not do: after `nsenter --net` it still shows the other namespace's devices.
+    pub(crate) fn interface(&mut self, index: u32) -> Result<Interface> {
+        let mut body = vec![0; LINK_BODY];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut found = None;
+        let flags = libc::NLM_F_REQUEST;
+        self.request(
+            libc::RTM_GETLINK,
+            flags,
+            &body,
+            "look at a device",
+            |message| {
+                found = Some(decode_link(message.body)?);
+                Ok(())
+            },
+        )?;
+        found.ok_or(Error::Answer {
+            detail: "no device in the answer",
+        })
+    }
+
     /// Sends one request and hands every answer to `each` until the kernel says that it is done.
     fn request(
         &mut self,
@@ -197,19 +218,7 @@ pub fn default_interface() -> Result<Option<Interface>> {
     let Some(index) = index else {
         return Ok(None);
     };
-    let name = nix::net::if_::if_indextoname(index)
-        .map_err(failed("name a device"))?
-        .to_string_lossy()
-        .into_owned();
-    let path = std::path::Path::new("/sys/class/net")
-        .join(&name)
-        .join("mtu");
-    // A /sys of another network namespace does not show the device: the Ethernet default then.
-    let mtu = std::fs::read_to_string(path)
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(1500);
-    Ok(Some(Interface { name, index, mtu }))
+    Netlink::open()?.interface(index).map(Some)
 }
 
 /// Removes a device, such as the bridge that the CNI plugin made for us; one that is not there is removed already.
@@ -351,6 +360,30 @@ fn decode_route(body: &[u8]) -> Result<Option<ExistingRoute>> {
         protocol,
         interface,
     }))
+}
+
+fn decode_link(body: &[u8]) -> Result<Interface> {
+    if body.len() < LINK_BODY {
+        return Err(Error::Answer {
+            detail: "device shorter than its fixed part",
+        });
+    }
+    let mut interface = Interface {
+        name: String::new(),
+        index: u32_at(body, 4),
+        mtu: 1500,
+    };
+    for (kind, value) in attributes(&body[LINK_BODY..])? {
+        match kind {
+            libc::IFLA_IFNAME => {
+                let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+                interface.name = String::from_utf8_lossy(text).into_owned();
+            }
+            libc::IFLA_MTU if value.len() == 4 => interface.mtu = u32_at(value, 0),
+            _ => {}
+        }
+    }
+    Ok(interface)
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {
