@@ -145,7 +145,7 @@ where
     let mut request = Request::new(request);
     request.set_timeout(limit);
     // Ours ends a little later: the runtime's own answer says more.
-    match tokio::time::timeout(limit + Duration::from_secs(1), send(request)).await {
+    match tokio::time::timeout(limit.saturating_add(Duration::from_secs(1)), send(request)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(failed(verb, subject, status)),
         Err(_) => Err(Error::Deadline {

@@ -76,9 +76,13 @@ impl Client {
             timeout: seconds(grace),
         };
         gone_is_done(
-            unary("StopContainer", id, grace + CALL, request, |r| async move {
-                self.runtime().stop_container(r).await
-            })
+            unary(
+                "StopContainer",
+                id,
+                grace.saturating_add(CALL),
+                request,
+                |r| async move { self.runtime().stop_container(r).await },
+            )
             .await,
         )
     }
@@ -149,7 +153,7 @@ impl Client {
         let ours = if limit.is_zero() {
             Duration::from_secs(365 * 24 * 3600)
         } else {
-            limit + CALL
+            limit.saturating_add(CALL)
         };
         let answer = unary("ExecSync", id, ours, request, |r| async move {
             self.runtime().exec_sync(r).await
@@ -255,7 +259,9 @@ impl Client {
 
 /// Whole seconds, rounded up so that a short limit never becomes "none".
 fn seconds(limit: Duration) -> i64 {
-    let up = limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
+    let up = limit
+        .as_secs()
+        .saturating_add(u64::from(limit.subsec_nanos() > 0));
     i64::try_from(up).unwrap_or(i64::MAX)
 }
 

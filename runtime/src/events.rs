@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use containerd_client::events as payload;
-use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
 use prost::Message;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::Streaming;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Streaming};
 
 use crate::cri::{ContainerState, PodSandboxState};
 use crate::{Client, ContainerId, PodUid, SandboxId, labels};
@@ -45,6 +46,8 @@ pub enum Change {
     Removed,
 }
 
+/// Topic of the event we send ourselves.
+const HELLO: &str = "/edge-agent/hello";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long an exit may take to show in the container's status before it is reported all the same.
@@ -131,20 +134,46 @@ impl Events {
     }
 }
 
+/// Opens the stream and makes sure it flows. containerd answers a subscription with nothing at all until the first
+/// event, so we send one of our own until it comes back: from then on none is missed.
 async fn open(client: &Client) -> Result<Streaming<Envelope>, tonic::Status> {
     let filters = [
         "/tasks/start",
         "/tasks/exit",
         "/tasks/oom",
         "/containers/delete",
+        HELLO,
     ]
     .iter()
     .map(|topic| format!("namespace==\"k8s.io\",topic==\"{topic}\""))
     .collect();
-    let answer = EventsClient::new(client.channel())
-        .subscribe(SubscribeRequest { filters })
-        .await?;
-    Ok(answer.into_inner())
+    let mut events = EventsClient::new(client.channel());
+    let subscription = events.subscribe(SubscribeRequest { filters });
+    let hello = async {
+        let mut events = EventsClient::new(client.channel());
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let mut request = Request::new(PublishRequest {
+                topic: HELLO.to_owned(),
+                event: Some(containerd_client::to_any(
+                    &payload::ContainerDelete::default(),
+                )),
+            });
+            request
+                .metadata_mut()
+                .insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+            if let Err(status) = events.publish(request).await {
+                return status;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    };
+    // The hello only ends by failing, and then the subscription is worth nothing either.
+    tokio::select! {
+        answer = subscription => Ok(answer?.into_inner()),
+        status = hello => Err(status),
+    }
 }
 
 /// Which change of which container an envelope tells of. Type URLs come without the slash the well-known form has,
