@@ -354,8 +354,13 @@ IHE7nqegQOoqRlKSQWz7j9jd5stMqNjjc39tq5Dx6Opi
             ),
             (
                 "its own twin in the bundle",
-                [new.own(), new.own()].concat(),
+                rotated[1].repeat(2),
                 String::new(),
+            ),
+            (
+                "the same key signed once more is no root of itself: the text",
+                [new.own(), new.own()].concat(),
+                "text".into(),
             ),
         ];
         for (name, text, want) in rows {

@@ -11,7 +11,7 @@ use hyper::header::{AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::{self, ClientConfig};
 
 use crate::addr::ServerAddr;
 use crate::error::{Error, Result};
@@ -131,10 +131,21 @@ async fn exchange(
     }
 }
 
-/// TLS 1.3 reports a refused client certificate or a clock error only with the first read.
+/// The connection broke in the middle of the exchange. With TLS 1.3 that is also how a server refuses a client
+/// certificate: after the handshake, by an alert.
 fn broken(server: &ServerAddr, error: hyper::Error) -> Error {
-    Error::Unreachable {
-        server: server.clone(),
-        source: io::Error::other(error),
+    let server = server.clone();
+    let alert = tls_alert(&error);
+    let source = io::Error::other(error);
+    if alert {
+        Error::Tls { server, source }
+    } else {
+        Error::Unreachable { server, source }
     }
+}
+
+fn tls_alert(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
+    let tls = io.and_then(|e| e.get_ref()?.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::AlertReceived(_)))
 }

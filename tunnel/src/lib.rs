@@ -20,6 +20,8 @@ pub mod config;
 mod connection;
 mod driver;
 pub mod error;
+#[cfg(test)]
+mod fake;
 mod files;
 mod http;
 pub mod identity;

@@ -291,9 +291,9 @@ pub async fn run_links(mut servers: watch::Receiver<Vec<ServerAddr>>, opts: Link
         // Waits for the list to be still; each change starts the wait anew.
         tokio::select! {
             () = sleep(settle) => {}
-            changed = servers.changed(), if !settle.is_zero() => match changed {
-                Ok(()) => continue,
-                Err(_) => break,
+            changed = servers.changed(), if !settle.is_zero() => if changed.is_ok() {
+                // An error means the list is final: nothing more to wait for.
+                continue;
             },
             () = stopped(&mut stop) => break,
         }

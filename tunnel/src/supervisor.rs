@@ -230,17 +230,20 @@ impl Supervisor {
         self.send(&Call::get("/v1-k3s/readyz")).await.map(|_| ())
     }
 
-    /// Sends with the token and the client certificate; a 401 while a certificate was offered is tried once more
-    /// without it, the whole request again (k3s-agent.md 2.6: the Node may be gone, the token still counts).
+    /// Sends with the token and the client certificate; a 401, or a TLS alert, while a certificate was offered is
+    /// tried once more without it, the whole request again (k3s-agent.md 2.6: the Node may be gone, the token still
+    /// counts; or the certificate is of another cluster).
     async fn send(&self, request: &Call<'_>) -> Result<Bytes> {
         let request = Call {
             authorization: self.authorization.clone(),
             ..request.clone()
         };
         let first = call(&self.server, self.tls.clone(), &request).await;
-        let retry = self.identity.is_some()
-            && self.authorization.is_some()
-            && matches!(first, Err(Error::Refused { code: 401, .. }));
+        let refused = matches!(
+            first,
+            Err(Error::Refused { code: 401, .. } | Error::Tls { .. })
+        );
+        let retry = refused && self.identity.is_some() && self.authorization.is_some();
         let result = if retry {
             call(&self.server, self.plain.clone(), &request).await
         } else {
