@@ -26,7 +26,7 @@ pub use dir::CgroupDir;
 pub use error::Error;
 pub use hierarchy::{Board, Controller, Hierarchy, Layout};
 pub use limits::{CpuQuota, Limits};
-pub use own::{OwnLimits, Placement, own_group};
+pub use own::{OwnLimits, Placement, own_group, part_group};
 pub use path::Driver;
 pub use reservation::{NodeAllocatable, Reservation};
 pub use stat::Stats;

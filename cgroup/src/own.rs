@@ -5,6 +5,7 @@
 //! the root group of a hierarchy: where somebody else put it into a group, that accounting is left alone.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::limits::{self, Limits};
 use crate::path::{Driver, Names};
@@ -61,9 +62,32 @@ pub fn own_group(
     }
 }
 
+/// Makes `<cgroup_root>/<name>` for a part such as a containerd that this process is about to start, and returns the
+/// directories whose `cgroup.procs` the new process is to be written to, one per hierarchy, before it has children.
+pub fn part_group(
+    hierarchy: &Hierarchy,
+    cgroup_root: &str,
+    name: &str,
+    limits: &OwnLimits,
+) -> Result<Vec<PathBuf>> {
+    let entry = Entry::prepare(hierarchy, cgroup_root, name, std::process::id(), limits)?;
+    let mut dirs = Vec::new();
+    for controller in entry.v1 {
+        dirs.push(hierarchy.dir(controller, &entry.group)?.path().to_owned());
+    }
+    if entry.v2 {
+        dirs.extend(
+            hierarchy
+                .unified_dir(&entry.group)
+                .map(|dir| dir.path().to_owned()),
+        );
+    }
+    dirs.dedup();
+    Ok(dirs)
+}
+
 impl Placement {
-    /// Puts process `pid` into `<cgroup_root>/<name>`, for a part such as a containerd that the agent started.
-    /// Children it had already stay where they were.
+    /// Puts the living process `pid` into `<cgroup_root>/<name>`. Children it had already stay where they were.
     pub fn enter(
         hierarchy: &Hierarchy,
         cgroup_root: &str,
@@ -71,6 +95,38 @@ impl Placement {
         pid: u32,
         limits: &OwnLimits,
     ) -> Result<Placement> {
+        let Entry {
+            group,
+            v1,
+            v2,
+            left_out,
+        } = Entry::prepare(hierarchy, cgroup_root, name, pid, limits)?;
+        if !v1.is_empty() {
+            library::move_process(hierarchy, &group, &v1, pid)?;
+        }
+        if v2 {
+            library::move_process(hierarchy, &group, &[], pid)?;
+        }
+        Ok(Placement::Own { group, left_out })
+    }
+}
+
+/// A group that is ready, and the hierarchies in which a process may enter it.
+struct Entry {
+    group: String,
+    v1: Vec<Controller>,
+    v2: bool,
+    left_out: Vec<&'static str>,
+}
+
+impl Entry {
+    fn prepare(
+        hierarchy: &Hierarchy,
+        cgroup_root: &str,
+        name: &str,
+        pid: u32,
+        limits: &OwnLimits,
+    ) -> Result<Entry> {
         let names = Names::new(cgroup_root, Driver::Cgroupfs)?;
         let group = names.beside(name);
         hierarchy.create(&group, false)?;
@@ -90,10 +146,9 @@ impl Placement {
             },
         )?;
 
-        let mut left_out = Vec::new();
-        let mut enter = Vec::new();
         let now = current_groups(hierarchy, pid)?;
         let ours = names.beside(AGENT);
+        let (mut v1, mut left_out) = (Vec::new(), Vec::new());
         for controller in [
             Controller::Cpu,
             Controller::CpuAcct,
@@ -104,26 +159,23 @@ impl Placement {
                 continue;
             }
             let at = now.iter().find_map(|(names, group)| {
-                names
-                    .split(',')
-                    .any(|name| name == controller.v1_name())
-                    .then_some(group.as_str())
+                let here = names.split(',').any(|name| name == controller.v1_name());
+                here.then_some(group.as_str())
             });
             match at {
-                Some(at) if at == "/" || at == group || at == ours => enter.push(controller),
+                Some(at) if at == "/" || at == group || at == ours => v1.push(controller),
                 Some(_) | None => left_out.push(controller.v1_name()),
             }
         }
-        if !enter.is_empty() {
-            library::move_process(hierarchy, &group, &enter, pid)?;
-        }
-        let on_v2 = [Controller::Cpu, Controller::Memory, Controller::Pids]
+        let v2 = [Controller::Cpu, Controller::Memory, Controller::Pids]
             .into_iter()
             .any(|controller| hierarchy.is_v2(controller));
-        if on_v2 {
-            library::move_process(hierarchy, &group, &[], pid)?;
-        }
-        Ok(Placement::Own { group, left_out })
+        Ok(Entry {
+            group,
+            v1,
+            v2,
+            left_out,
+        })
     }
 }
 

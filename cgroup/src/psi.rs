@@ -145,7 +145,7 @@ mod tests {
             match read(resource).unwrap() {
                 Some(pressure) => assert!(pressure.some.avg10 >= 0.0),
                 None => eprintln!(
-                    "skipped: this kernel does not measure {} pressure",
+                    "\nSKIP cgroup::psi: this kernel does not measure {} pressure",
                     resource.as_str()
                 ),
             }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use cgroup::reservation::{Capacity, Overrides, plan};
 use cgroup::{
     Controller, Driver, Hierarchy, NodeAllocatable, OwnLimits, Placement, PodCgroup, PodTree,
-    QosClass, stat,
+    QosClass, part_group, stat,
 };
 
 const MIB: u64 = 1 << 20;
@@ -22,19 +22,19 @@ struct Scratch {
 impl Scratch {
     fn new(name: &str) -> Option<Scratch> {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED {name}: not root");
+            eprintln!("\nSKIP cgroup::{name}: not root");
             return None;
         }
         let hierarchy = match Hierarchy::detect() {
             Ok(hierarchy) => hierarchy,
             Err(error) => {
-                eprintln!("SKIPPED {name}: {error}");
+                eprintln!("\nSKIP cgroup::{name}: {error}");
                 return None;
             }
         };
         let root = format!("/edge-agent-test-{}-{name}", std::process::id());
         if let Err(error) = hierarchy.create(&root, true) {
-            eprintln!("SKIPPED {name}: {error}");
+            eprintln!("\nSKIP cgroup::{name}: {error}");
             return None;
         }
         let tree = PodTree::new(hierarchy, &root, Driver::Cgroupfs).unwrap();
@@ -323,9 +323,25 @@ fn a_part_of_the_agent_gets_a_group_beside_the_pods() {
             assert_eq!(at, group, "{line}");
         }
     }
+    // A child to be started gets the same treatment, by the directories it is to be written to.
+    let dirs = part_group(
+        scratch.tree.hierarchy(),
+        &scratch.root,
+        "containerd",
+        &OwnLimits::default(),
+    )
+    .unwrap();
+    assert!(
+        dirs.iter()
+            .all(|dir| dir.join("cgroup.procs").exists() && dir.ends_with("containerd")),
+        "{dirs:?}"
+    );
+    assert_eq!(dirs.is_empty(), left_out.len() == 4, "{dirs:?}");
     child.kill().unwrap();
     child.wait().unwrap();
-    for dir in scratch.tree.hierarchy().every_dir(&group) {
-        let _ = std::fs::remove_dir(dir.path());
+    for group in [group, format!("{}/containerd", scratch.root)] {
+        for dir in scratch.tree.hierarchy().every_dir(&group) {
+            let _ = std::fs::remove_dir(dir.path());
+        }
     }
 }

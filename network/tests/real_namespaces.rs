@@ -81,7 +81,7 @@ impl Drop for Namespace {
 
 fn able(test: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED {test}: not root");
+        eprintln!("\nSKIP network::{test}: not root");
         return false;
     }
     for program in ["ip", "nft", "unshare"] {
@@ -91,7 +91,7 @@ fn able(test: &str) -> bool {
             .stderr(Stdio::null())
             .status();
         if found.is_err() {
-            eprintln!("SKIPPED {test}: no {program}");
+            eprintln!("\nSKIP network::{test}: no {program}");
             return false;
         }
     }
@@ -100,7 +100,7 @@ fn able(test: &str) -> bool {
         .stderr(Stdio::null())
         .status();
     if !unshared.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED {test}: no network namespaces");
+        eprintln!("\nSKIP network::{test}: no network namespaces");
         return false;
     }
     true
@@ -320,7 +320,7 @@ fn a_forward_policy_of_drop_is_opened_for_pods_and_closed_again() {
     });
     if !usable.is_ok_and(|status| status.success()) {
         eprintln!(
-            "SKIPPED a_forward_policy_of_drop_is_opened_for_pods_and_closed_again: no iptables"
+            "\nSKIP network::a_forward_policy_of_drop_is_opened_for_pods_and_closed_again: no iptables"
         );
         return;
     }
