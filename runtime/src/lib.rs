@@ -11,7 +11,7 @@
 
 pub mod bench;
 pub mod client;
-mod container;
+pub mod container;
 pub mod error;
 pub mod events;
 pub mod ids;
@@ -29,6 +29,7 @@ pub mod cri {
 }
 
 pub use client::Client;
+pub use container::{ExecOutput, Streams};
 pub use container::{ExecOutput, Streams};
 pub use error::Error;
 pub use ids::{ContainerId, PodUid, SandboxId};

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use runtime::container::Streams;
 use runtime::cri::{self, ContainerState};
 use runtime::events::{Change, Events, RuntimeEvent};
 use runtime::import::{import_tar, import_tar_pinned};
@@ -327,8 +328,12 @@ async fn a_pod_lives_and_dies() {
         .await
         .unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("nginx/"));
+    let stdout = Streams {
+        stdout: true,
+        ..Default::default()
+    };
     let url = client
-        .exec(&pod.container, &words("ls"), Default::default())
+        .exec(&pod.container, &words("ls"), stdout)
         .await
         .unwrap();
     assert!(url.starts_with("http://127.0.0.1:"), "{url}");
