@@ -157,11 +157,25 @@ where
 }
 
 pub(crate) fn failed(verb: &'static str, subject: &str, status: Status) -> Error {
+    let status = match connection_trouble(&status) {
+        Some(trouble) => Status::unavailable(trouble),
+        None => status,
+    };
     Error::Call {
         verb,
         subject: subject.to_owned(),
         status: Box::new(status),
     }
+}
+
+/// A status made on this side, because the connection could not be made or broke, has a cause; one the runtime sent has
+/// none. tonic gives the former various codes and the words "transport error".
+fn connection_trouble(status: &Status) -> Option<String> {
+    let mut cause = std::error::Error::source(status)?;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(format!("no connection to the runtime: {cause}"))
 }
 
 /// Stopping or removing what is gone is done.

@@ -30,7 +30,6 @@ pub mod cri {
 
 pub use client::Client;
 pub use container::{ExecOutput, Streams};
-pub use container::{ExecOutput, Streams};
 pub use error::Error;
 pub use ids::{ContainerId, PodUid, SandboxId};
 
