@@ -16,7 +16,7 @@ use crate::session::EOF;
 /// K3s' limit for a local dial.
 const DIAL_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a closed connection may go on draining into a local side that does not read.
+/// How long a connection the server has ended may go on draining into a local side that does not read.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Bytes read from the local side at once.
@@ -98,14 +98,19 @@ impl Port {
             () = closed(&mut hold) => return,
         };
         match dialled {
-            Ok(Ok(stream)) => self.pump(stream).await,
+            Ok(Ok(stream)) => self.copy(stream, Some(LINGER)).await,
             Ok(Err(error)) => self.end(error.to_string()).await,
             Err(_) => self.end("dial timed out".to_owned()).await,
         }
     }
 
-    /// Copies until either side ends.
-    pub(crate) async fn pump<S: AsyncRead + AsyncWrite>(mut self, stream: S) {
+    /// Copies until either side ends, for a local side that may take its time to read what came before the end: the
+    /// user of a connection, who drops it when done.
+    pub(crate) async fn pump_patiently<S: AsyncRead + AsyncWrite>(self, stream: S) {
+        self.copy(stream, None).await;
+    }
+
+    async fn copy<S: AsyncRead + AsyncWrite>(mut self, stream: S, linger: Option<Duration>) {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let (conn, reports) = (self.conn, self.reports.clone());
         let mut held = self.hold.clone();
@@ -150,7 +155,10 @@ impl Port {
         let mut hold = self.hold.clone();
         let lingered = async {
             closed(&mut hold).await;
-            tokio::time::sleep(LINGER).await;
+            match linger {
+                Some(linger) => tokio::time::sleep(linger).await,
+                None => std::future::pending().await,
+            }
         };
         // Whichever ends first ends the connection: there is no half-close in this protocol.
         let reason = tokio::select! {

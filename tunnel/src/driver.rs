@@ -241,7 +241,7 @@ impl Work {
             return;
         };
         let port = self.port(conn);
-        self.local.spawn(port.pump(request.pipe));
+        self.local.spawn(port.pump_patiently(request.pipe));
         let _ = request.done.send(true);
     }
 }

@@ -156,6 +156,17 @@ pub enum Error {
         message: String,
     },
 
+    /// 401 to a node that has only its certificate.
+    #[error(
+        "server {server} refuses this node's certificate (401 {message}); its Node was deleted or the certificate ended: give a token to join anew"
+    )]
+    CertificateRejected {
+        /// The server that answered.
+        server: ServerAddr,
+        /// Its text.
+        message: String,
+    },
+
     /// 403 with "hash does not match": the name belongs to another machine, or this one lost its password file.
     #[error("node name {node} is already taken on server {server} ({message}); choose another with --node-name, restore {}, or run: kubectl delete node {node}", file.display())]
     NameTaken {
@@ -278,6 +289,7 @@ impl Error {
             | Error::CaUnknown { .. }
             | Error::ServerName { .. }
             | Error::TokenRejected { .. }
+            | Error::CertificateRejected { .. }
             | Error::NameTaken { .. }
             | Error::Answer { .. }
             | Error::Config { .. }

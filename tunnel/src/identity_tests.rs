@@ -434,6 +434,30 @@ async fn without_token_and_certificate_nothing_is_sent() {
 }
 
 #[tokio::test]
+async fn a_node_that_was_deleted_meanwhile_is_asked_for_a_token() {
+    let fake = Fake::start(|seen| {
+        (seen.header("authorization").is_none() && seen.path.ends_with("kubelet.crt")).then(|| {
+            (
+                401,
+                failure(
+                    401,
+                    "unable to verify node identity: nodes \\\"wire1\\\" not found",
+                ),
+            )
+        })
+    })
+    .await;
+    let node = Node::new();
+    node.join(&fake).await.unwrap();
+    let error = join(&node.options(&fake.addr, None)).await.unwrap_err();
+    assert!(
+        matches!(error, Error::CertificateRejected { .. }) && !error.is_retryable(),
+        "{error}"
+    );
+    assert!(error.to_string().contains("give a token"), "{error}");
+}
+
+#[tokio::test]
 async fn files_that_do_not_belong_together_are_named() {
     let fake = Fake::start(nothing).await;
     let node = Node::new();

@@ -18,6 +18,7 @@ pub mod balancer;
 pub mod cahash;
 pub mod config;
 mod connection;
+pub mod dial;
 mod driver;
 pub mod error;
 #[cfg(test)]

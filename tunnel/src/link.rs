@@ -27,7 +27,7 @@ use crate::backoff::{Backoff, jitter};
 use crate::driver::{Driver, session, stopped, web_socket_config};
 use crate::error::{Error, Result};
 use crate::session::{Role, Timing};
-use crate::{status, tls};
+use crate::{dial, status, tls};
 
 /// Where the tunnel lives on a server.
 const CONNECT_PATH: &str = "/v1-k3s/connect";
@@ -130,6 +130,7 @@ pub async fn run(opts: LinkOptions) {
         Duration::from_secs(20),
         Duration::from_secs(30),
     );
+    let mut last = String::new();
     loop {
         opts.state.send_replace(LinkState::Connecting);
         let started = Instant::now();
@@ -144,7 +145,13 @@ pub async fn run(opts: LinkOptions) {
         };
         let retry_in = backoff.next(started.elapsed(), jitter());
         let error = chain(&error);
-        tracing::warn!(server = %opts.server, error, retry_in = ?retry_in, "tunnel link down");
+        // A server that stays away is worth one line, not one every 20 s.
+        if error == last {
+            tracing::debug!(server = %opts.server, error, retry_in = ?retry_in, "tunnel link still down");
+        } else {
+            tracing::warn!(server = %opts.server, error, retry_in = ?retry_in, "tunnel link down");
+        }
+        last.clone_from(&error);
         opts.state
             .send_replace(LinkState::Waiting { error, retry_in });
         tokio::select! {
@@ -251,10 +258,7 @@ pub(crate) async fn tls_connect(
         server: server.clone(),
         source,
     };
-    let tcp = TcpStream::connect((server.host.as_str(), server.port))
-        .await
-        .map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
+    let tcp = dial::connect(server).await.map_err(unreachable)?;
     TlsConnector::from(config)
         .connect(name, tcp)
         .await

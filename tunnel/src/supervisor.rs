@@ -255,6 +255,12 @@ impl Supervisor {
                 code: 401,
                 message,
                 ..
+            } if self.authorization.is_none() => Error::CertificateRejected { server, message },
+            Error::Refused {
+                server,
+                code: 401,
+                message,
+                ..
             } => Error::TokenRejected { server, message },
             other => other,
         })

@@ -7,6 +7,11 @@
 //! and the tests join as nodes of their own, serve a stand-in for a kubelet and let the apiserver call it through
 //! the tunnel. Without these they say that they were skipped.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "test code; the exemption covers test functions only, not their helpers"
+)]
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
