@@ -5,12 +5,19 @@
 //! change objects through `api::Registry` only.
 
 pub mod api;
+pub mod app;
 pub mod auth;
+pub mod controllers;
+pub mod extra;
 pub mod files;
 pub mod http;
+pub mod machine;
 pub mod openapi;
 pub mod pki;
+pub mod proxy;
+pub mod scheduler;
 pub mod store;
 pub mod supervisor;
+pub mod token_request;
 pub mod tokens;
 pub mod tunnel_server;

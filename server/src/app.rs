@@ -1,0 +1,264 @@
+//! Wiring: data directory -> keys -> store -> handlers and controllers -> listener. Read top to bottom, it is the tour.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::api::Registry;
+use crate::auth::{Actor, MASTERS};
+use crate::controllers::events::Recorder;
+use crate::controllers::{self, Context};
+use crate::extra::Handlers;
+use crate::http::{self, Server};
+use crate::pki::{CertKey, Leaf, Pki, Usage, hex};
+use crate::proxy::Proxy;
+use crate::proxy::kubelet::Kubelets;
+use crate::supervisor::Supervisor;
+use crate::supervisor::config::Cluster;
+use crate::tokens::{Tokens, token_file};
+use crate::tunnel_server::Sessions;
+use crate::{files, machine};
+
+/// The embedded control plane of edge-agent: one server with K3s' wire protocol, for one site.
+#[derive(clap::Parser, Debug, Clone)]
+#[command(name = "edge-server", version)]
+pub struct Options {
+    /// Everything the server keeps; holds kubeconfig.yaml (for kubectl) and token (for edge-agent join)
+    #[arg(long, default_value = "/var/lib/edge-server")]
+    pub data_dir: PathBuf,
+    /// Address and port of the API and the supervisor
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub listen: SocketAddr,
+    /// Address under which nodes reach this server [default: that of --listen, else that of the default route]
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    /// Further name or address of the serving certificate; may be repeated
+    #[arg(long)]
+    pub tls_san: Vec<String>,
+    /// Log every step
+    #[arg(long)]
+    pub debug: bool,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(options: Options) -> Result<()> {
+    let (stop, stopped) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("signal handler")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signal handler")?;
+    let serving = serve(options, stopped);
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    let _ = stop.send(true);
+    serving.await
+}
+
+/// Serves until `stop` turns true.
+pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> {
+    let now = OffsetDateTime::now_utc();
+    let data_dir = std::path::absolute(&options.data_dir).context("data directory")?;
+    let tls_dir = data_dir.join("tls");
+    private_dir(&data_dir)?;
+    private_dir(&tls_dir)?;
+    // Before anything is written: a second server on the same port should change nothing.
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("listen on {}; is another server running? choose another with --listen", options.listen))?;
+    let listen = listener.local_addr().context("listening address")?;
+
+    let pki = Arc::new(Pki::open(&tls_dir, now)?);
+    let token_path = data_dir.join("token");
+    let password = token_file(&token_path, pki.server_ca.cert_pem())
+        .with_context(|| format!("token file {}", token_path.display()))?;
+    let cluster = Arc::new(cluster(&options, listen, data_dir.clone(), &pki));
+    let admin = pki.client_ca.issue(&Leaf::client("system:admin", Some(MASTERS)), now)?;
+    let kubeconfig = data_dir.join("kubeconfig.yaml");
+    files::write(&kubeconfig, kubeconfig_text(listen, &pki, &admin).as_bytes(), 0o600)
+        .with_context(|| format!("kubeconfig {}", kubeconfig.display()))?;
+
+    let database = data_dir.join("state.db");
+    let registry = Registry::open(&database).with_context(|| format!("database {}", database.display()))?;
+    let tokens = Arc::new(Tokens::new(password, &pki.service_key, registry.clone())?);
+    let sessions = Arc::new(Sessions::default());
+    let apiserver = pki.client_ca.issue(&Leaf::client("system:apiserver", Some(MASTERS)), now)?;
+    let kubelets = Kubelets::new(registry.clone(), sessions.clone(), &apiserver, pki.server_ca.cert_pem())?;
+    let handlers = Handlers {
+        supervisor: Arc::new(Supervisor {
+            pki: pki.clone(),
+            registry: registry.clone(),
+            sessions,
+            cluster: cluster.clone(),
+        }),
+        proxy: Arc::new(Proxy {
+            registry: registry.clone(),
+            kubelets,
+        }),
+        tokens: tokens.clone(),
+        registry: registry.clone(),
+    };
+
+    let context = Context {
+        registry: registry.clone(),
+        actor: Actor::system("kube-controller-manager"),
+        events: Recorder::start(registry.clone()),
+        cluster: cluster.clone(),
+    };
+    controllers::bootstrap(&context, pki.server_ca.cert_pem())
+        .await
+        .context("objects every cluster has")?;
+    let running = controllers::start(&context, pki.server_ca.cert_pem(), &stop);
+
+    let serving = pki.server_ca.issue(&serving_leaf(&cluster), now)?;
+    let tls = http::tls_config(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())
+        .map_err(anyhow::Error::from_boxed)
+        .context("serving certificate")?;
+    let server = Arc::new(Server {
+        registry,
+        credentials: tokens,
+        extra: Arc::new(handlers),
+        client_ca_pem: pki.client_ca.cert_pem().as_bytes().to_vec(),
+    });
+    info!(
+        listen = %listen,
+        nodes = %cluster.endpoint(),
+        kubeconfig = %kubeconfig.display(),
+        token = %token_path.display(),
+        "serving"
+    );
+    let (_tls, tls) = watch::channel(tls);
+    http::serve(listener, tls, server, stop).await.context("listener")?;
+    for task in running {
+        let _ = task.await;
+    }
+    Ok(())
+}
+
+fn private_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("directory {}", path.display()))
+}
+
+fn cluster(options: &Options, listen: SocketAddr, data_dir: PathBuf, pki: &Pki) -> Cluster {
+    let advertise = options.advertise_address.unwrap_or_else(|| {
+        if listen.ip().is_unspecified() {
+            machine::main_address()
+        } else {
+            listen.ip()
+        }
+    });
+    // Derived, so that it stays the same without being stored.
+    let psk = ring::hmac::sign(
+        &ring::hmac::Key::new(ring::hmac::HMAC_SHA384, &pki.service_key),
+        b"embedded registry",
+    );
+    let mut cluster = Cluster {
+        pods: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
+        services: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16),
+        domain: "cluster.local".to_owned(),
+        advertise,
+        port: listen.port(),
+        server_name: machine::host_name(),
+        sans: Vec::new(),
+        data_dir,
+        ipsec_psk: hex(psk.as_ref()),
+    };
+    cluster.sans = sans(&cluster, &options.tls_san, listen.ip(), &machine::addresses());
+    cluster
+}
+
+/// Every name of the serving certificate, once.
+fn sans(cluster: &Cluster, asked: &[String], listen: IpAddr, machine: &[IpAddr]) -> Vec<String> {
+    let mut sans: Vec<String> = Vec::new();
+    let short = cluster.server_name.split('.').next().unwrap_or_default();
+    let fixed = ["127.0.0.1", "::1", "localhost", &cluster.server_name, short, "kubernetes", "kubernetes.default",
+        "kubernetes.default.svc"];
+    let computed = [
+        cluster.advertise.to_string(),
+        format!("kubernetes.default.svc.{}", cluster.domain),
+        cluster.service_ip(1).to_string(),
+    ];
+    let addresses = machine.iter().chain([&listen]).filter(|ip| !ip.is_unspecified()).map(ToString::to_string);
+    let all = fixed
+        .iter()
+        .map(|name| (*name).to_owned())
+        .chain(computed)
+        .chain(addresses)
+        .chain(asked.iter().cloned());
+    for san in all {
+        if !san.is_empty() && !sans.contains(&san) {
+            sans.push(san);
+        }
+    }
+    sans
+}
+
+fn serving_leaf(cluster: &Cluster) -> Leaf {
+    let (mut dns, mut ips) = (Vec::new(), Vec::new());
+    for san in &cluster.sans {
+        match san.parse() {
+            Ok(ip) => ips.push(ip),
+            Err(_) => dns.push(san.clone()),
+        }
+    }
+    Leaf {
+        common_name: "k3s".to_owned(),
+        organization: Some("k3s".to_owned()),
+        usage: Usage::Server,
+        dns,
+        ips,
+    }
+}
+
+fn kubeconfig_text(listen: SocketAddr, pki: &Pki, admin: &CertKey) -> String {
+    let host = match listen.ip() {
+        ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    let ca = STANDARD.encode(pki.server_ca.cert_pem());
+    let certificate = STANDARD.encode(&admin.cert_pem);
+    let key = STANDARD.encode(&admin.key_pem);
+    let port = listen.port();
+    format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://{host}:{port}\n  name: default\n\
+         contexts:\n- context:\n    cluster: default\n    user: default\n  name: default\ncurrent-context: default\nkind: Config\n\
+         preferences: {{}}\nusers:\n- name: default\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::config::example;
+
+    #[test]
+    fn serving_certificate_has_every_name_k3s_has() {
+        let machine = ["10.99.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let sans = sans(&example(), &["edge.example".to_owned()], "0.0.0.0".parse().unwrap(), &machine);
+        for san in [
+            "10.99.0.1", "127.0.0.1", "::1", "localhost", "server1", "10.43.0.1", "kubernetes", "kubernetes.default",
+            "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "fd00::1", "edge.example",
+        ] {
+            assert_eq!(sans.iter().filter(|present| *present == san).count(), 1, "{san}");
+        }
+        assert!(!sans.contains(&"0.0.0.0".to_owned()));
+    }
+}
