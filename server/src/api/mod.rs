@@ -6,19 +6,31 @@
 
 mod admission;
 mod defaults;
+mod discovery;
 pub mod kind;
+mod listing;
 pub mod meta;
 mod patch;
 mod prepare;
 pub mod quantity;
 pub mod registry;
+mod render;
+pub mod request;
+pub mod rest;
+mod reviews;
+mod scale;
 pub mod selector;
 mod service;
 pub mod status;
 mod strategic;
+mod stream;
+mod table;
+mod table_pod;
 mod validate;
+mod views;
 pub mod watch;
 
+pub use discovery::GIT_VERSION;
 pub use kind::Kind;
 pub use registry::{DeleteOptions, PatchType, Propagation, Registry, Subresource};
 pub use selector::Selectors;

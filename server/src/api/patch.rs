@@ -41,7 +41,7 @@ impl PatchType {
 ///
 /// # Errors
 /// 400 for a malformed patch, 422 for a JSON patch whose operations do not fit.
-pub(super) fn apply(
+pub(super) fn apply_to(
     kind: &Kind,
     name: &str,
     object: &mut Value,

@@ -288,7 +288,7 @@ impl Registry {
             let mut next = current.clone();
             // Left in, it would make a condition of every patch.
             meta::metadata_mut(&mut next).remove("resourceVersion");
-            patch::apply(kind, name, &mut next, patch_type, &patch)?;
+            patch::apply_to(kind, name, &mut next, patch_type, &patch)?;
             Ok(Some(next))
         };
         self.change(kind, namespace, name, sub, actor, dry_run, make)

@@ -270,6 +270,14 @@ impl ApiStatus {
         }
     }
 
+    /// Success without an object; `code` 201 as bindings and evictions answer.
+    pub fn success(code: u16) -> Self {
+        Self {
+            status: "Success",
+            ..Self::failure(code, "", String::new())
+        }
+    }
+
     /// The answer as the real server writes it, with its final newline.
     pub fn body(&self) -> bytes::Bytes {
         let mut out = serde_json::to_vec(self).unwrap_or_default();

@@ -4,6 +4,8 @@
 //! beyond verifying a signature.
 
 pub mod authn;
+pub mod authz;
+pub mod peer;
 
 use std::sync::Arc;
 

@@ -1,0 +1,550 @@
+//! The REST face: from an authenticated request to its answer.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderValue, WARNING};
+use hyper::{Method, Request, Response};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::kind::{self, Kind};
+use super::request::{self, Format, Query, RequestInfo};
+use super::status::{ApiStatus, Cause};
+use super::{DeleteOptions, PatchType, Propagation, Selectors, Subresource};
+use super::{discovery, listing, meta, render, reviews, scale, stream, views};
+use crate::auth::Identity;
+use crate::auth::authz::{self, Attributes};
+use crate::http::{Body, Handled, Server, json_response};
+use crate::openapi::conform;
+
+/// Subresources served by `Extra`.
+const CONNECTED: &[(&str, &str)] = &[
+    ("pods", "log"),
+    ("pods", "exec"),
+    ("pods", "attach"),
+    ("pods", "portforward"),
+    ("pods", "proxy"),
+    ("nodes", "proxy"),
+    ("serviceaccounts", "token"),
+];
+
+/// What one request works with.
+pub(super) struct Context {
+    pub(super) server: Arc<Server>,
+    pub(super) kind: &'static Kind,
+    pub(super) namespace: Option<String>,
+    pub(super) info: RequestInfo,
+    pub(super) query: Query,
+    pub(super) format: Format,
+    pub(super) identity: Identity,
+}
+
+impl Context {
+    pub(super) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    pub(super) fn selectors(&self) -> Result<Selectors, ApiStatus> {
+        Selectors::parse(
+            self.kind,
+            self.query.get("labelSelector"),
+            self.query.get("fieldSelector"),
+        )
+    }
+}
+
+/// Answers a request to the Kubernetes API.
+///
+/// # Errors
+/// The Status to answer with.
+pub async fn handle(
+    server: Arc<Server>,
+    request: Request<Incoming>,
+    identity: Identity,
+    stop: watch::Receiver<bool>,
+) -> Result<Response<Body>, ApiStatus> {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let path = request.uri().path().to_owned();
+    let Some(info) = RequestInfo::parse(request.method(), &path, &query) else {
+        let verb = if request.method() == Method::HEAD {
+            "get".to_owned()
+        } else {
+            request.method().as_str().to_lowercase()
+        };
+        authz::authorize(&server.registry, &identity, &Attributes::path(&verb, &path))?;
+        if !["get", "head"].contains(&verb.as_str()) {
+            return Err(ApiStatus::method_not_allowed());
+        }
+        return discovery::handle(&path, request.headers(), &query);
+    };
+    authz::authorize(
+        &server.registry,
+        &identity,
+        &Attributes::of(&info, query.get("fieldSelector")),
+    )?;
+    if info.group.is_empty()
+        && CONNECTED.contains(&(info.resource.as_str(), info.subresource.as_str()))
+    {
+        return match Arc::clone(&server.extra).subresource(info, request, identity) {
+            Handled::Response(response) => Ok(response.await),
+            Handled::NotMine(_) => Err(ApiStatus::no_such_path()),
+        };
+    }
+    if let Some(review) = reviews::find(&info) {
+        let media = request::content_type(request.headers());
+        if request.method() != Method::POST {
+            return Err(ApiStatus::method_not_allowed());
+        }
+        request::accepted(request.headers())?;
+        let body = request::decode(&media, &request::read_body(request.into_body()).await?)?;
+        return review.answer(&server, &info, &identity, body);
+    }
+    let kind = kind::by_resource(&info.group, &info.version, &info.resource)
+        .ok_or_else(ApiStatus::no_such_path)?;
+    let namespace = (kind.namespaced && !info.namespace.is_empty()).then(|| info.namespace.clone());
+    if info.namespace.is_empty() != namespace.is_none() && kind != &kind::NAMESPACE {
+        return Err(ApiStatus::no_such_path());
+    }
+    let format = request::accepted(request.headers())?;
+    let context = Context {
+        server,
+        kind,
+        namespace,
+        info,
+        query,
+        format,
+        identity,
+    };
+    let media = request::content_type(request.headers());
+    let head = request.method() == Method::HEAD;
+    let response = dispatch(context, media, request, stop).await?;
+    Ok(if head {
+        response.map(|_| crate::http::full(""))
+    } else {
+        response
+    })
+}
+
+async fn dispatch(
+    context: Context,
+    media: String,
+    request: Request<Incoming>,
+    stop: watch::Receiver<bool>,
+) -> Result<Response<Body>, ApiStatus> {
+    let sub = context.info.subresource.clone();
+    let named = !context.info.name.is_empty();
+    // A cluster-wide path of a namespaced kind only lists and watches.
+    let placed = !context.kind.namespaced || context.namespace.is_some();
+    match (sub.as_str(), context.info.verb) {
+        ("", "list") => listing::list(&context),
+        ("", "watch") => stream::watch(&context, stop),
+        ("", "get") if placed => get(&context),
+        ("", "create") if placed && !named => {
+            let body = body(&context, &media, request).await?;
+            create(&context, body).await
+        }
+        ("", "update") if placed && named => {
+            let body = body(&context, &media, request).await?;
+            update(&context, Subresource::Main, body).await
+        }
+        ("", "patch") if placed && named => {
+            patch(&context, Subresource::Main, &media, request).await
+        }
+        ("", "delete") if placed => {
+            let options = delete_options(&context, &media, request).await?;
+            delete(&context, options).await
+        }
+        ("", "deletecollection") if placed => {
+            let options = delete_options(&context, &media, request).await?;
+            listing::delete_collection(&context, &options).await
+        }
+        ("", _) => Err(ApiStatus::method_not_allowed()),
+        ("status", "get") if context.kind.status => get(&context),
+        ("status", "update") if context.kind.status => {
+            let body = body(&context, &media, request).await?;
+            update(&context, Subresource::Status, body).await
+        }
+        ("status", "patch") if context.kind.status => {
+            patch(&context, Subresource::Status, &media, request).await
+        }
+        ("status", _) if context.kind.status => Err(ApiStatus::method_not_allowed()),
+        ("scale", verb) if context.kind.scale => match verb {
+            "get" => scale::get(&context),
+            "update" | "patch" => {
+                let patch = if verb == "patch" {
+                    Some(patch_type(&media)?)
+                } else {
+                    None
+                };
+                let bytes = request::read_body(request.into_body()).await?;
+                let body = request::decode(
+                    if patch.is_some() {
+                        "application/yaml"
+                    } else {
+                        &media
+                    },
+                    &bytes,
+                )?;
+                scale::set(&context, patch, body).await
+            }
+            _ => Err(ApiStatus::method_not_allowed()),
+        },
+        ("binding", "create") if context.kind == &kind::POD => {
+            let body = body_as_is(&media, request).await?;
+            bind(&context, &context.info.name, &body).await
+        }
+        ("eviction", "create") if context.kind == &kind::POD => {
+            let body = body_as_is(&media, request).await?;
+            evict(&context, &body).await
+        }
+        ("finalize", "update") if context.kind == &kind::NAMESPACE => {
+            let body = body(&context, &media, request).await?;
+            finalize(&context, body).await
+        }
+        ("binding" | "eviction", _) if context.kind == &kind::POD => {
+            Err(ApiStatus::method_not_allowed())
+        }
+        _ => Err(ApiStatus::no_such_path()),
+    }
+}
+
+async fn body_as_is(media: &str, request: Request<Incoming>) -> Result<Value, ApiStatus> {
+    request::decode(media, &request::read_body(request.into_body()).await?)
+}
+
+/// The object in the body, as the store's kind, checked against the schema as `fieldValidation` asks.
+async fn body(
+    context: &Context,
+    media: &str,
+    request: Request<Incoming>,
+) -> Result<(Value, Vec<String>), ApiStatus> {
+    let object = body_as_is(media, request).await?;
+    let warnings = check(context, &object)?;
+    Ok((views::to_stored(context.kind, object), warnings))
+}
+
+fn check(context: &Context, object: &Value) -> Result<Vec<String>, ApiStatus> {
+    let kind = context.kind;
+    let version = kind.api_version();
+    if let Some(given) = object
+        .get("apiVersion")
+        .and_then(Value::as_str)
+        .filter(|g| *g != version)
+    {
+        return Err(ApiStatus::bad_request(format!(
+            "the API version in the data ({given}) does not match the expected API version ({version})"
+        )));
+    }
+    if let Some(given) = object
+        .get("kind")
+        .and_then(Value::as_str)
+        .filter(|g| *g != kind.kind)
+    {
+        return Err(ApiStatus::bad_request(format!(
+            "{given} in version \"{}\" cannot be handled as a {}: no kind \"{given}\" is registered for this path",
+            kind.version, kind.kind
+        )));
+    }
+    let found = conform::check(kind, object);
+    if let Some(wrong) = found.wrong.first() {
+        return Err(ApiStatus::bad_request(format!(
+            "{0} in version \"{1}\" cannot be handled as a {0}: json: cannot unmarshal {wrong}",
+            kind.kind, kind.version
+        )));
+    }
+    match context.query.get("fieldValidation") {
+        "Strict" if !found.unknown.is_empty() => {
+            let list: Vec<String> = found
+                .unknown
+                .iter()
+                .map(|p| format!("unknown field \"{p}\""))
+                .collect();
+            Err(ApiStatus::bad_request(format!(
+                "strict decoding error: {}",
+                list.join(", ")
+            )))
+        }
+        "Ignore" | "Strict" => Ok(Vec::new()),
+        "" | "Warn" => Ok(found
+            .unknown
+            .iter()
+            .map(|p| format!("unknown field \"{p}\""))
+            .collect()),
+        other => Err(ApiStatus::bad_request(format!(
+            "fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
+        ))),
+    }
+}
+
+fn get(context: &Context) -> Result<Response<Body>, ApiStatus> {
+    let object =
+        context
+            .server
+            .registry
+            .get(context.kind, context.namespace(), &context.info.name)?;
+    Ok(answer(context, 200, &object, &[]))
+}
+
+fn answer(context: &Context, code: u16, object: &Value, warnings: &[String]) -> Response<Body> {
+    let mut response = json_response(code, render::object(context, object));
+    for warning in warnings {
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - {warning:?}")) {
+            response.headers_mut().append(WARNING, value);
+        }
+    }
+    response
+}
+
+async fn create(
+    context: &Context,
+    (object, warnings): (Value, Vec<String>),
+) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = context.query.dry_run()?;
+    let registry = &context.server.registry;
+    let made = registry
+        .create_with(
+            context.kind,
+            context.namespace(),
+            object,
+            &context.identity,
+            dry_run,
+        )
+        .await?;
+    Ok(answer(context, 201, &made, &warnings))
+}
+
+async fn update(
+    context: &Context,
+    sub: Subresource,
+    (object, warnings): (Value, Vec<String>),
+) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = context.query.dry_run()?;
+    let registry = &context.server.registry;
+    let name = &context.info.name;
+    let creates = sub == Subresource::Main
+        && meta::get(&object, "resourceVersion").is_empty()
+        && [&kind::LEASE, &kind::EVENT, &kind::ENDPOINTS].contains(&context.kind);
+    if creates
+        && registry
+            .get(context.kind, context.namespace(), name)
+            .is_err()
+    {
+        let made = registry
+            .create_with(
+                context.kind,
+                context.namespace(),
+                object,
+                &context.identity,
+                dry_run,
+            )
+            .await?;
+        return Ok(answer(context, 201, &made, &warnings));
+    }
+    let stored = registry
+        .update_with(
+            context.kind,
+            context.namespace(),
+            name,
+            object,
+            sub,
+            &context.identity,
+            dry_run,
+        )
+        .await?;
+    Ok(answer(context, 200, &stored, &warnings))
+}
+
+fn patch_type(media: &str) -> Result<PatchType, ApiStatus> {
+    PatchType::from_media_type(media)
+        .ok_or_else(|| ApiStatus::unsupported_media_type(media, PatchType::ACCEPTED))
+}
+
+async fn patch(
+    context: &Context,
+    sub: Subresource,
+    media: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiStatus> {
+    let patch_type = patch_type(media)?;
+    let dry_run = context.query.dry_run()?;
+    let bytes = request::read_body(request.into_body()).await?;
+    let media = if patch_type == PatchType::Apply {
+        "application/apply-patch+yaml"
+    } else {
+        "application/json"
+    };
+    let body = request::decode(media, &bytes)?;
+    let registry = &context.server.registry;
+    let (kind, namespace, name) = (context.kind, context.namespace(), &context.info.name);
+    let mut warnings = Vec::new();
+    if patch_type == PatchType::Apply {
+        if context.query.get("fieldManager").is_empty() {
+            return Err(ApiStatus::bad_request(
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+            ));
+        }
+        warnings = check(context, &body)?;
+        if sub == Subresource::Main && registry.get(kind, namespace, name).is_err() {
+            let mut object = views::to_stored(kind, body);
+            meta::metadata_mut(&mut object).insert("name".to_owned(), json!(name));
+            let made = registry
+                .create_with(kind, namespace, object, &context.identity, dry_run)
+                .await?;
+            return Ok(answer(context, 201, &made, &warnings));
+        }
+    }
+    let body = if kind == &kind::EVENT_V1 {
+        views::to_stored(kind, body)
+    } else {
+        body
+    };
+    let stored = registry
+        .patch_with(
+            kind,
+            namespace,
+            name,
+            patch_type,
+            body,
+            sub,
+            &context.identity,
+            dry_run,
+        )
+        .await?;
+    Ok(answer(context, 200, &stored, &warnings))
+}
+
+async fn delete_options(
+    context: &Context,
+    media: &str,
+    request: Request<Incoming>,
+) -> Result<DeleteOptions, ApiStatus> {
+    let bytes = request::read_body(request.into_body()).await?;
+    let body = if bytes.is_empty() {
+        Value::Null
+    } else {
+        request::decode(media, &bytes)?
+    };
+    read_delete_options(&context.query, &body)
+}
+
+/// From query and body; the body wins.
+fn read_delete_options(query: &Query, body: &Value) -> Result<DeleteOptions, ApiStatus> {
+    let mut options = DeleteOptions {
+        dry_run: query.dry_run()?,
+        ..DeleteOptions::default()
+    };
+    if let Some(seconds) = query.number("gracePeriodSeconds")? {
+        options.grace_period = i64::try_from(seconds).ok();
+    }
+    if let Some(seconds) = body["gracePeriodSeconds"].as_i64() {
+        options.grace_period = Some(seconds);
+    }
+    let text = |v: &Value| v.as_str().map(str::to_owned);
+    options.uid = text(&body["preconditions"]["uid"]);
+    options.resource_version = text(&body["preconditions"]["resourceVersion"]);
+    options.dry_run |= body["dryRun"]
+        .as_array()
+        .is_some_and(|d| d.iter().any(|v| v == "All"));
+    let policy = text(&body["propagationPolicy"])
+        .unwrap_or_else(|| query.get("propagationPolicy").to_owned());
+    options.propagation = match policy.as_str() {
+        "" => body["orphanDependents"].as_bool().map(|o| {
+            if o {
+                Propagation::Orphan
+            } else {
+                Propagation::Background
+            }
+        }),
+        "Background" => Some(Propagation::Background),
+        "Foreground" => Some(Propagation::Foreground),
+        "Orphan" => Some(Propagation::Orphan),
+        other => {
+            return Err(ApiStatus::bad_request(format!(
+                "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+            )));
+        }
+    };
+    Ok(options)
+}
+
+/// Kinds whose deletion answers with the object instead of a Status.
+fn returns_object(kind: &Kind) -> bool {
+    [&kind::POD, &kind::SERVICE, &kind::SERVICE_ACCOUNT].contains(&kind)
+}
+
+async fn delete(context: &Context, options: DeleteOptions) -> Result<Response<Body>, ApiStatus> {
+    let (kind, name) = (context.kind, &context.info.name);
+    let (object, gone) = context
+        .server
+        .registry
+        .delete_with(kind, context.namespace(), name, &options, &context.identity)
+        .await?;
+    if gone && !returns_object(kind) {
+        let status = ApiStatus::deleted(kind, name, meta::uid(&object));
+        return Ok(json_response(200, status.body()));
+    }
+    Ok(answer(context, 200, &object, &[]))
+}
+
+/// `POST pods/NAME/binding`.
+async fn bind(context: &Context, pod: &str, body: &Value) -> Result<Response<Body>, ApiStatus> {
+    let node = body["target"]["name"].as_str().unwrap_or_default();
+    if node.is_empty() {
+        let cause = Cause {
+            reason: "FieldValueRequired".to_owned(),
+            message: "Required value".to_owned(),
+            field: "target.name".to_owned(),
+        };
+        return Err(ApiStatus::invalid(context.kind, pod, vec![cause]));
+    }
+    let namespace = context.namespace().unwrap_or_default();
+    if !context.query.dry_run()? {
+        context
+            .server
+            .registry
+            .bind(namespace, pod, node, &context.identity)
+            .await?;
+    }
+    Ok(json_response(201, ApiStatus::success(201).body()))
+}
+
+/// `POST pods/NAME/eviction`: there are no disruption budgets, so it deletes.
+async fn evict(context: &Context, body: &Value) -> Result<Response<Body>, ApiStatus> {
+    let mut options = read_delete_options(&context.query, &body["deleteOptions"])?;
+    options.dry_run |= context.query.dry_run()?;
+    let registry = &context.server.registry;
+    registry
+        .delete_with(
+            context.kind,
+            context.namespace(),
+            &context.info.name,
+            &options,
+            &context.identity,
+        )
+        .await?;
+    Ok(json_response(201, ApiStatus::success(201).body()))
+}
+
+/// `PUT namespaces/NAME/finalize`: only `spec.finalizers` changes.
+async fn finalize(
+    context: &Context,
+    (object, _): (Value, Vec<String>),
+) -> Result<Response<Body>, ApiStatus> {
+    let finalizers = object["spec"]["finalizers"].clone();
+    let registry = &context.server.registry;
+    let stored = registry
+        .modify(
+            context.kind,
+            None,
+            &context.info.name,
+            Subresource::Main,
+            &context.identity,
+            |namespace| {
+                namespace["spec"]["finalizers"] = finalizers.clone();
+                true
+            },
+        )
+        .await?;
+    Ok(answer(context, 200, &stored, &[]))
+}

@@ -1,0 +1,131 @@
+//! Whether an object fits the schema table: unknown fields and wrong types. Pure.
+
+use serde_json::Value;
+
+use super::schema::{Type, TypeDef, schema};
+use crate::api::Kind;
+
+/// What was found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Paths of fields the kind does not have.
+    pub unknown: Vec<String>,
+    /// One sentence for each wrong type, as Go's JSON decoder says it.
+    pub wrong: Vec<String>,
+}
+
+/// Checks an object of a kind.
+pub fn check(kind: &Kind, object: &Value) -> Found {
+    let mut found = Found::default();
+    if let Some(ty) = schema().of(kind.group, kind.kind) {
+        fields(ty, object, "", &mut found);
+    }
+    found
+}
+
+fn fields(ty: &TypeDef, object: &Value, path: &str, found: &mut Found) {
+    for (name, value) in object.as_object().into_iter().flatten() {
+        let below = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
+        match ty.field(name) {
+            Some(field) => visit(&field.ty, value, &below, &ty.name, found),
+            None if path.is_empty() && ["kind", "apiVersion"].contains(&name.as_str()) => {}
+            None if ty.open => {}
+            None => found.unknown.push(below),
+        }
+    }
+}
+
+fn visit(ty: &Type, value: &Value, path: &str, owner: &str, found: &mut Found) {
+    if value.is_null() {
+        return;
+    }
+    let expected = match (ty, value) {
+        (Type::Ref(index), Value::Object(_)) => {
+            return fields(schema().at(*index), value, path, found);
+        }
+        (Type::List(item), Value::Array(list)) => {
+            for (index, one) in list.iter().enumerate() {
+                visit(item, one, &format!("{path}[{index}]"), owner, found);
+            }
+            return;
+        }
+        (Type::Map(item), Value::Object(map)) => {
+            for (name, one) in map {
+                visit(item, one, &format!("{path}.{name}"), owner, found);
+            }
+            return;
+        }
+        (Type::String | Type::Bytes | Type::Time | Type::MicroTime, Value::String(_))
+        | (Type::Bool, Value::Bool(_))
+        | (Type::Object, Value::Object(_))
+        | (Type::Quantity | Type::IntOrString, Value::String(_) | Value::Number(_)) => return,
+        (Type::Int32, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {
+            return;
+        }
+        (Type::Int64, Value::Number(n)) if n.is_i64() => return,
+        (Type::String | Type::Bytes | Type::Time | Type::MicroTime, _) => "string",
+        (Type::Bool, _) => "bool",
+        (Type::Int32, _) => "int32",
+        (Type::Int64, _) => "int64",
+        (Type::Quantity, _) => "resource.Quantity",
+        (Type::IntOrString, _) => "intstr.IntOrString",
+        (Type::List(_), _) => "[]",
+        (Type::Map(_), _) => "map[string]string",
+        (Type::Object | Type::Ref(_), _) => "object",
+    };
+    let got = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    found.wrong.push(format!(
+        "{got} into Go struct field {owner}.{path} of type {expected}"
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::kind;
+    use serde_json::json;
+
+    #[test]
+    fn unknown_fields_and_wrong_types_are_named() {
+        let rows = [
+            (
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"x": "y"}},
+                "spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80}]}], "volumes": [{"name": "v", "csi": {"any": 1}}]}}),
+                "",
+                "",
+            ),
+            (json!({"spec": {"containerz": []}}), "spec.containerz", ""),
+            (
+                json!({"spec": {"containers": [{"name": "c", "imagee": "x"}]}}),
+                "spec.containers[0].imagee",
+                "",
+            ),
+            (
+                json!({"spec": {"terminationGracePeriodSeconds": "30"}}),
+                "",
+                "string into Go struct field PodSpec.spec.terminationGracePeriodSeconds of type int64",
+            ),
+            (
+                json!({"metadata": {"labels": {"a": 1}}}),
+                "",
+                "number into Go struct field ObjectMeta.metadata.labels.a of type string",
+            ),
+        ];
+        for (object, unknown, wrong) in rows {
+            let found = check(&kind::POD, &object);
+            assert_eq!(found.unknown.join(","), unknown, "{object}");
+            assert_eq!(found.wrong.join(","), wrong, "{object}");
+        }
+    }
+}
