@@ -1,0 +1,194 @@
+//! What `systemd/` ships: the example configuration, the units, containerd's configuration, the Debian packages.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn systemd() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").canonicalize().unwrap()
+}
+
+fn there(program: &str, test: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        eprintln!("\nSKIP units::{test}: no {program}");
+    }
+    found
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn the_example_configuration_is_accepted_without_a_warning() {
+    let file = systemd().join("config.yaml");
+    let input = agent::config::Input { config: Some(&file), environment: &|_| None, flags: &[], hostname: "pi" };
+    let (config, warnings) = agent::config::Config::load(&input).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(config.node_name, "shed-pi-1");
+    assert_eq!(config.max_pods, Some(30));
+}
+
+#[test]
+fn every_commented_key_of_the_example_is_a_key() {
+    let text = std::fs::read_to_string(systemd().join("config.yaml")).unwrap();
+    // `# key: value` is a key that is left out; prose has a capital letter or no colon after its first word.
+    let commented: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| {
+            line.split_once(": ").is_some_and(|(key, _)| !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+        })
+        .filter(|line| !line.starts_with("managed:") && !line.starts_with("auto:"))
+        .map(str::to_owned)
+        .collect();
+    assert!(commented.len() >= 5, "{commented:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, format!("server: https://10.0.0.1:6443\ntoken: t\n{}\n", commented.join("\n"))).unwrap();
+    let input = agent::config::Input { config: Some(&file), environment: &|_| None, flags: &[], hostname: "pi" };
+    if let Err(problems) = agent::config::Config::load(&input) {
+        assert!(!problems.to_string().contains("unknown key"), "{problems}");
+    }
+}
+
+#[test]
+fn the_units_say_what_keeps_pods_alive() {
+    let read = |name: &str| std::fs::read_to_string(systemd().join(name)).unwrap();
+    let unit = read("edge-agent.service");
+    for line in [
+        "Type=notify",
+        "WatchdogSec=20",
+        "KillMode=process",
+        "Restart=always",
+        "RestartPreventExitStatus=78",
+        "Slice=edge.slice",
+        "OOMScoreAdjust=-999",
+        "MemoryMin=24M",
+    ] {
+        assert!(unit.lines().any(|found| found == line), "edge-agent.service lacks {line}");
+    }
+    // A promise to a group is worth what its parent's is.
+    assert!(read("edge.slice").contains("MemoryMin=24M"));
+    assert!(read("containerd.service.d/50-edge-agent.conf").contains("KillMode=process"));
+}
+
+#[test]
+fn systemd_accepts_the_units() {
+    if !there("systemd-analyze", "systemd_accepts_the_units") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for name in ["edge-agent.service", "edge-server.service", "edge.slice", "kubepods.slice"] {
+        // Verifying wants the program to exist; every machine has this one.
+        let unit = std::fs::read_to_string(systemd().join(name)).unwrap();
+        let unit = unit.replace("/usr/bin/edge-agent", "/bin/true").replace("/usr/bin/edge-server", "/bin/true");
+        let path = root.path().join(name);
+        std::fs::write(&path, unit).unwrap();
+        files.push(path);
+    }
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&files).output().unwrap();
+    let said = text(&output);
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("edge") || line.contains("kubepods")).collect();
+    assert_eq!(ours, Vec::<&str>::new(), "{said}");
+}
+
+/// Runs the drop-in's script on a user's configuration and asks containerd what it makes of the result.
+fn containerd_with(user: &str, agent: &str) -> (Output, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("user.toml"), user).unwrap();
+    std::fs::write(at("agent.yaml"), agent).unwrap();
+    let output = Command::new(systemd().join("containerd-config"))
+        .args([at("out/config.toml"), at("user.toml"), at("agent.yaml")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let written = std::fs::read_to_string(at("out/config.toml")).unwrap();
+    let dump = Command::new("containerd").arg("--config").arg(at("out/config.toml")).args(["config", "dump"]).output().unwrap();
+    if dump.status.success() { (output, String::from_utf8(dump.stdout).unwrap()) } else { (output, written) }
+}
+
+fn value<'a>(dump: &'a str, key: &str) -> Option<&'a str> {
+    dump.lines().find_map(|line| line.trim().strip_prefix(key)?.trim_start().strip_prefix('=').map(str::trim))
+}
+
+#[test]
+fn containerd_keeps_the_users_settings_and_gets_ours() {
+    if !there("containerd", "containerd_keeps_the_users_settings_and_gets_ours") {
+        return;
+    }
+    let user = r#"
+version = 2
+oom_score = -5
+disabled_plugins = [
+  "io.containerd.internal.v1.restart",
+  "io.containerd.grpc.v1.cri",
+]
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "example.org/pause:1"
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
+  endpoint = ["http://mirror.local"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+  BinaryName = "/usr/bin/crun"
+"#;
+    let (_, dump) = containerd_with(user, "data-dir: \"/data/edge\"  # here\nkubelet-arg:\n  - cgroup-driver=systemd\n");
+    for (key, wanted) in [
+        ("oom_score", "-5"),
+        ("disabled_plugins", r#"["io.containerd.internal.v1.restart"]"#),
+        ("sandbox_image", r#""example.org/pause:1""#),
+        ("BinaryName", r#""/usr/bin/crun""#),
+        ("endpoint", r#"["http://mirror.local"]"#),
+        ("conf_dir", r#""/data/edge/agent/etc/cni/net.d""#),
+        ("SystemdCgroup", "true"),
+    ] {
+        assert_eq!(value(&dump, key), Some(wanted), "{key}");
+    }
+    let (_, dump) = containerd_with("version = 2\n", "server: https://a:6443\n");
+    assert_eq!(value(&dump, "SystemdCgroup"), Some("false"));
+    assert_eq!(value(&dump, "conf_dir"), Some(r#""/var/lib/edge-agent/agent/etc/cni/net.d""#));
+}
+
+#[test]
+fn a_configuration_containerd_refuses_is_handed_on_unchanged_and_named() {
+    if !there("containerd", "a_configuration_containerd_refuses_is_handed_on_unchanged_and_named") {
+        return;
+    }
+    let broken = "version = \"x\n";
+    let (output, written) = containerd_with(broken, "");
+    assert_eq!(written, broken);
+    assert!(text(&output).contains("user.toml unchanged"), "{}", text(&output));
+}
+
+#[test]
+fn debian_packages_contain_what_the_units_name() {
+    if !there("dpkg-deb", "debian_packages_contain_what_the_units_name") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for program in ["edge-agent", "edge-server"] {
+        std::fs::copy("/bin/true", dir.path().join(program)).unwrap();
+    }
+    let output = Command::new(systemd().join("build-deb")).arg(dir.path()).arg(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let packages: Vec<PathBuf> = String::from_utf8(output.stdout).unwrap().lines().map(PathBuf::from).collect();
+    assert_eq!(packages.len(), 2, "{packages:?}");
+    let list = |package: &Path| text(&Command::new("dpkg-deb").arg("--contents").arg(package).output().unwrap());
+    let agent = list(&packages[0]);
+    for path in [
+        "./usr/bin/edge-agent",
+        "./lib/systemd/system/edge-agent.service",
+        "./lib/systemd/system/edge.slice",
+        "./lib/systemd/system/kubepods.slice",
+        "./lib/systemd/system/containerd.service.d/50-edge-agent.conf",
+        "./usr/lib/edge-agent/containerd-config",
+        "./usr/share/doc/edge-agent/examples/config.yaml",
+    ] {
+        assert!(agent.lines().any(|line| line.ends_with(path)), "{path} is not in\n{agent}");
+    }
+    let server = list(&packages[1]);
+    assert!(server.contains("./lib/systemd/system/edge-server.service"), "{server}");
+}
