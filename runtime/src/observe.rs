@@ -1,5 +1,6 @@
 //! What exists, grouped by pod. Two lists and one status call for each thing found; nothing is cached.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::cri::{ContainerState, PodSandboxState};
@@ -115,7 +116,7 @@ impl ObservedPod {
 
     fn sort(&mut self) {
         self.sandboxes
-            .sort_by(|a, b| (b.attempt, b.created_at).cmp(&(a.attempt, a.created_at)));
+            .sort_by_key(|s| Reverse((s.attempt, s.created_at)));
         self.containers.sort_by(|a, b| {
             (&a.name, b.attempt, b.created_at).cmp(&(&b.name, a.attempt, a.created_at))
         });

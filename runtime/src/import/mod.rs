@@ -1,13 +1,14 @@
 //! Image archives into containerd's own store, so that a node can start pods with no registry in reach.
 //!
-//! Read are OCI layouts and `docker save` files, as plain tar. Layers are streamed, never held whole. Everything is
-//! written under a lease, so the garbage collector cannot come between a layer and its image's name; an import that
+//! Read are OCI layouts and `docker save` files, as tar, tar.gz or tar.zst (those with the machine's own `gzip` and
+//! `zstd`). Layers are streamed, never held whole. Everything is written under a lease, so the garbage collector cannot come between a layer and its image's name; an import that
 //! is cut off leaves nothing once the lease ends.
 
 mod layout;
 mod reference;
 mod store;
 mod tar;
+mod unpack;
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,16 +35,17 @@ pub async fn import_tar_pinned(
 ) -> Result<Vec<String>> {
     let pinned: Vec<String> = pinned.iter().map(|name| normalise(name)).collect();
     let archive = path.to_owned();
-    let plan = tokio::task::spawn_blocking(move || {
-        let archive = tar::Archive::open(&archive)?;
-        layout::plan(&archive)
+    let (plan, plain) = tokio::task::spawn_blocking(move || -> Result<_> {
+        let plain = unpack::Plain::of(&archive)?;
+        let plan = layout::plan(&tar::Archive::open(plain.path())?)?;
+        Ok((plan, plain))
     })
     .await
     .map_err(|e| tar::damaged(path, format!("reading it panicked: {e}")))??;
 
     let store = store::Store::begin(client).await?;
     for blob in &plan.blobs {
-        store.put(path, blob).await?;
+        store.put(plain.path(), blob).await?;
     }
     for image in &plan.images {
         store.name(image, pinned.contains(&image.name)).await?;

@@ -31,8 +31,30 @@ impl Generation {
     }
 }
 
+/// How layers become a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Snapshotter {
+    /// The kernel lays them over each other.
+    Overlayfs,
+    /// Every layer is a copy: slow and large, but works on top of another overlay, as in a container.
+    Native,
+}
+
+impl Snapshotter {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Overlayfs => "overlayfs",
+            Self::Native => "native",
+        }
+    }
+}
+
+/// Seconds between containerd's walks over all snapshots to learn their sizes; its own default is 10. Nothing here
+/// needs them that fresh, and an idle node should be idle.
+const STATS_PERIOD: u32 = 60;
+
 /// Plugins a node has no use for; each costs memory, start-up time or both.
-const UNUSED: [&str; 13] = [
+const UNUSED: [&str; 12] = [
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",
@@ -42,14 +64,17 @@ const UNUSED: [&str; 13] = [
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
     "io.containerd.snapshotter.v1.erofs",
-    "io.containerd.snapshotter.v1.native",
     "io.containerd.snapshotter.v1.zfs",
     "io.containerd.tracing.processor.v1.otlp",
     "io.containerd.ttrpc.v1.otelttrpc",
 ];
 
 /// The whole file.
-pub(super) fn render(options: &ManagedOptions, generation: Generation) -> String {
+pub(super) fn render(
+    options: &ManagedOptions,
+    generation: Generation,
+    snapshotter: Snapshotter,
+) -> String {
     let mut text = String::from(
         "# Written by edge-agent at every start; changes are lost. Settings belong into the agent's configuration.\n",
     );
@@ -65,28 +90,41 @@ pub(super) fn render(options: &ManagedOptions, generation: Generation) -> String
     if !options.restrict_oom {
         text += "oom_score = -999\n";
     }
-    let unused: Vec<String> = UNUSED.iter().map(|name| format!("  {name:?},\n")).collect();
+    let other = match snapshotter {
+        Snapshotter::Overlayfs => Snapshotter::Native,
+        Snapshotter::Native => Snapshotter::Overlayfs,
+    };
+    let other = format!("io.containerd.snapshotter.v1.{}", other.name());
+    let unused: Vec<String> = UNUSED
+        .iter()
+        .copied()
+        .chain([other.as_str()])
+        .map(|name| format!("  {name:?},\n"))
+        .collect();
     text += &format!("disabled_plugins = [\n{}]\n\n", unused.concat());
+    // At "info" every pod writes a dozen lines.
+    text += "[debug]\nlevel = \"warn\"\n\n";
     text += &format!("[grpc]\naddress = {}\n\n", quoted(&options.socket));
     text += "[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n\n";
     text += &match generation {
-        Generation::One => one(options),
-        Generation::Two => two(options),
+        Generation::One => one(options, snapshotter),
+        Generation::Two => two(options, snapshotter),
     };
     text
 }
 
 /// One plugin holds all of CRI.
-fn one(options: &ManagedOptions) -> String {
+fn one(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
     let mut text = format!(
-        "[{cri}]\nsandbox_image = {}\n",
+        "[{cri}]\nsandbox_image = {}\nstats_collect_period = {STATS_PERIOD}\n",
         string(&options.pause_image)
     );
     text += STREAMING;
     text += &runtime_keys(options);
     text += &format!(
-        "\n[{cri}.containerd]\nsnapshotter = \"overlayfs\"\ndefault_runtime_name = \"runc\"\n"
+        "\n[{cri}.containerd]\nsnapshotter = \"{}\"\ndefault_runtime_name = \"runc\"\n",
+        snapshotter.name()
     );
     text += &runc(options, &format!("{cri}.containerd.runtimes.runc"));
     text += &format!("\n[{cri}.cni]\n{}", cni(options));
@@ -95,11 +133,12 @@ fn one(options: &ManagedOptions) -> String {
 }
 
 /// CRI is three plugins: images, runtime and the service that streams.
-fn two(options: &ManagedOptions) -> String {
+fn two(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
     let images = "plugins.\"io.containerd.cri.v1.images\"";
     let runtime = "plugins.\"io.containerd.cri.v1.runtime\"";
     let mut text = format!(
-        "[{images}]\nsnapshotter = \"overlayfs\"\n\n[{images}.pinned_images]\nsandbox = {}\n",
+        "[{images}]\nsnapshotter = \"{}\"\nstats_collect_period = {STATS_PERIOD}\n\n[{images}.pinned_images]\nsandbox = {}\n",
+        snapshotter.name(),
         string(&options.pause_image)
     );
     text += &registry(options, &format!("{images}.registry"));
@@ -196,7 +235,9 @@ mod tests {
 
     #[test]
     fn each_generation_gets_its_own_tables() {
-        let one = render(&options(), Generation::One);
+        let one = render(&options(), Generation::One, Snapshotter::Overlayfs);
+        assert!(one.contains("snapshotter = \"overlayfs\""));
+        assert!(one.contains("  \"io.containerd.snapshotter.v1.native\",\n"));
         assert!(one.contains("version = 2\n"));
         assert!(one.contains("sandbox_image = \"rancher/mirrored-pause:3.10.2\""));
         assert!(one.contains("conf_dir = \"/data/\\\"odd\\\" cni\""));
@@ -207,7 +248,9 @@ mod tests {
         let mut options = options();
         options.restrict_oom = false;
         options.registry_config = Some("/data/certs.d".into());
-        let two = render(&options, Generation::Two);
+        let two = render(&options, Generation::Two, Snapshotter::Native);
+        assert!(two.contains("snapshotter = \"native\""));
+        assert!(two.contains("  \"io.containerd.snapshotter.v1.overlayfs\",\n"));
         assert!(two.contains("version = 3\n"));
         assert!(two.contains("pinned_images]\nsandbox = \"rancher/mirrored-pause:3.10.2\""));
         assert!(two.contains("oom_score = -999\n"));

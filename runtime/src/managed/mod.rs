@@ -22,9 +22,10 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use tokio::time::Instant;
 
-use self::config::Generation;
+use self::config::{Generation, Snapshotter};
 use self::process::Process;
 use crate::{Client, ContainerId, Error, Result, SandboxId};
 
@@ -71,6 +72,8 @@ pub struct Managed {
 const READY: Duration = Duration::from_secs(60);
 /// How long it may take to end when asked.
 const END: Duration = Duration::from_secs(15);
+/// A log of this many bytes is put aside at the next start.
+const LARGEST_LOG: u64 = 4 << 20;
 /// `sun_path` with its final zero.
 const LONGEST_SOCKET: usize = 107;
 
@@ -132,7 +135,8 @@ impl Managed {
             )));
         }
         let generation = generation().await?;
-        let wanted = config::render(options, generation);
+        create_dir(&options.root)?;
+        let wanted = config::render(options, generation, snapshotter(&options.root));
         if let Some(process) = options.living() {
             if fs::read_to_string(options.config_file()).is_ok_and(|found| found == wanted) {
                 let mut managed = Managed {
@@ -298,17 +302,35 @@ async fn generation() -> Result<Generation> {
     })
 }
 
+/// The kernel refuses an overlay on top of another one, which is what the root of a container usually is.
+fn snapshotter(root: &Path) -> Snapshotter {
+    match statfs(root) {
+        Ok(found) if found.filesystem_type() == OVERLAYFS_SUPER_MAGIC => {
+            tracing::warn!(
+                root = %root.display(),
+                "images are copied because the data directory is on an overlay; put it on a disk"
+            );
+            Snapshotter::Native
+        }
+        _ => Snapshotter::Overlayfs,
+    }
+}
+
+fn create_dir(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).map_err(|e| file_error("create", directory, e))
+}
+
 fn prepare(options: &ManagedOptions, config: &str) -> Result<()> {
-    let socket_dir = options.socket.parent();
-    let log_dir = options.log.parent();
-    let directories = [
-        Some(options.root.as_path()),
-        Some(&options.state),
-        socket_dir,
-        log_dir,
-    ];
-    for directory in directories.into_iter().flatten() {
-        fs::create_dir_all(directory).map_err(|e| file_error("create", directory, e))?;
+    create_dir(&options.state)?;
+    for file in [&options.socket, &options.log] {
+        if let Some(directory) = file.parent() {
+            create_dir(directory)?;
+        }
+    }
+    // One old log is kept; the daemon itself never turns over.
+    if fs::metadata(&options.log).is_ok_and(|log| log.len() > LARGEST_LOG) {
+        let old = with_suffix(&options.log, ".1");
+        fs::rename(&options.log, &old).map_err(|e| file_error("rename", &options.log, e))?;
     }
     let file = options.config_file();
     let draft = with_suffix(&file, ".new");
