@@ -283,6 +283,29 @@ IHE7nqegQOoqRlKSQWz7j9jd5stMqNjjc39tq5Dx6Opi
         assert!(ca_hash(b"<html>", now).is_err());
     }
 
+    /// Bundles given to a K3s v1.36.3 server as its `server-ca.crt`, and the hash it wrote into its token.
+    #[test]
+    fn bundles_hash_as_a_real_server_hashes_them() {
+        let now = UNIX_EPOCH + Duration::from_secs(crate::testing::now_of_recordings().as_secs());
+        for (name, want) in [
+            (
+                "cacerts-rotated.pem",
+                "98e171e3a4f75a4480627e17034f9de6ca23dd60d014b15dcd61cf77627dc6b2",
+            ),
+            (
+                "cacerts-cross-signed.pem",
+                "6b112a86ebb2119c06a5a8f77acc79afb9bba268c10a9f2897b8e82342e661ac",
+            ),
+            (
+                "cacerts-without-root.pem",
+                "002ea885355641b9d0806c6a9161f58f247ccecf20cec9fe21f85e0f1fb7c096",
+            ),
+        ] {
+            let bundle = crate::testing::read(name);
+            assert_eq!(ca_hash(bundle.as_bytes(), now).unwrap(), want, "{name}");
+        }
+    }
+
     struct Ca {
         params: CertificateParams,
         key: KeyPair,
