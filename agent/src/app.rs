@@ -1,1 +1,267 @@
-//! app
+//! The wiring: one read from top to bottom is the tour of the agent.
+
+mod cluster;
+mod machine_setup;
+mod runtime_setup;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tunnel::allow::{Allow, EgressMode, Rules};
+use tunnel::link::{LinkState, LinksOptions, TcpDial};
+
+use crate::api::client::Settings;
+use crate::api::servers::Servers;
+use crate::api::{Client, node::Node};
+use crate::assignments::{self, Assignments};
+use crate::config::Config;
+use crate::control::{self, Live};
+use crate::events::Recorder;
+use crate::heartbeat::Heartbeat;
+use crate::metrics::{self, Metrics};
+use crate::objects::{Known, Objects};
+use crate::pod::{self, NodeFacts, Workers};
+use crate::{images_preload, kubelet, ledger, network_sync, node, status_writer};
+
+use cluster::Cluster;
+
+/// Runs the agent until `stop` becomes true. Pods outlive it.
+pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Instant) -> anyhow::Result<()> {
+    // The machine: reservation enforced before anything else can grow.
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+    let machine = machine_setup::prepare(&config, &metrics)?;
+
+    // The runtime starts while the cluster is asked who we are.
+    runtime_setup::choose(&mut config).await;
+    let mut stopped = stop.clone();
+    let (runtime, cluster) = tokio::select! {
+        both = async { tokio::try_join!(runtime_setup::start(&config, &machine), Cluster::join(&config)) } => both?,
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+    };
+    cluster.complete(&mut config);
+    let config = Arc::new(config);
+
+    // Whom we talk to, and as whom.
+    let client = Client::new(Servers::new(cluster.servers.subscribe(), cluster.node_tls.subscribe()), Settings::default());
+    let controller = Client::new(Servers::new(cluster.servers.subscribe(), cluster.controller_tls.subscribe()), Settings::default());
+
+    // What is to run: from the ledger at once, from the server as soon as it answers.
+    let ledger_path = ledger::path(&config.data_dir);
+    let (remembered, known) = match ledger::load(&ledger_path, &config.node_name) {
+        Some((pods, known)) => {
+            tracing::info!(pods = pods.len(), "assignments remembered");
+            (Assignments::Remembered(Arc::new(pods)), known)
+        }
+        None => (Assignments::Unknown, Known::default()),
+    };
+    let assignments = watch::Sender::new(remembered);
+
+    // Who works on it.
+    let (recorder, events) = Recorder::new(&config.node_name);
+    let objects = Objects::new(client.clone(), known);
+    let status = status_writer::Handle::default();
+    let (node_out, node_object, node_facts, ready) = node_channels(&machine);
+    let workers = Workers::new(pod::Deps {
+        config: Arc::clone(&config),
+        runtime: runtime.client.clone(),
+        pod_tree: Arc::clone(&machine.pod_tree),
+        objects: objects.clone(),
+        recorder: recorder.clone(),
+        status: status.clone(),
+        node: node_facts,
+    });
+    let view = workers.view();
+
+    // Listeners: bound before anybody is told about them.
+    let kubelet = kubelet::Server::bind(kubelet::Deps {
+        config: Arc::clone(&config),
+        api: client.clone(),
+        runtime: runtime.client.clone(),
+        view: view.clone(),
+        pod_tree: Arc::clone(&machine.pod_tree),
+        metrics: Arc::clone(&metrics),
+        credentials: cluster.credentials.subscribe(),
+    })
+    .await?;
+    let kubelet_addr = kubelet.addr;
+    let metrics_listener = match config.metrics_address {
+        Some(address) => {
+            let listener = TcpListener::bind(address).await;
+            Some(listener.with_context(|| format!("metrics cannot listen on {address}; choose another with metrics-address"))?)
+        }
+        None => None,
+    };
+    let control_socket = control::bind(&config.run_dir).with_context(|| format!("control socket in {}", config.run_dir.display()))?;
+
+    // The sacred thread: lease and tunnel links.
+    let link_states = watch::Sender::new(BTreeMap::<tunnel::ServerAddr, LinkState>::new());
+    let node_uid = watch::Sender::new(String::new());
+    let heartbeat = Heartbeat {
+        node_name: config.node_name.clone(),
+        node_uid: node_uid.subscribe(),
+        servers: cluster.servers.subscribe(),
+        tls: cluster.node_tls.subscribe(),
+        links: LinksOptions {
+            tls: cluster.tunnel_tls.subscribe(),
+            dial: Arc::new(TcpDial { kubelet: Some(kubelet_addr) }),
+            allow: Allow::fixed(Rules {
+                mode: EgressMode::parse(&cluster.identity.config.egress_selector_mode),
+                kubelet_port: kubelet_addr.port(),
+                node_ips: cluster.node_ips.clone(),
+                cluster_cidrs: cluster.identity.config.cluster_ip_ranges.clone(),
+                ..Rules::default()
+            }),
+            states: link_states.clone(),
+            stop: stop.clone(),
+            local: tokio::runtime::Handle::current(),
+            timing: cluster::link_timing(),
+        },
+        metrics: Arc::clone(&metrics),
+        stop: stop.clone(),
+    };
+    let heartbeat = heartbeat.start()?;
+
+    // The Node, and the network it is given.
+    let look = Arc::new(Notify::new());
+    let network = network_sync::Cluster {
+        pod_networks: cluster.identity.config.cluster_ip_ranges.clone(),
+        backend: cluster.identity.config.flannel_backend.clone(),
+        masquerade_ipv6: cluster.identity.config.flannel_ipv6_masq,
+    };
+    let node = node::run(
+        node::Deps {
+            config: Arc::clone(&config),
+            client: client.clone(),
+            runtime: runtime.client.clone(),
+            recorder: recorder.clone(),
+            metrics: Arc::clone(&metrics),
+            machine: machine.machine.clone(),
+            capacity: machine.capacity.clone(),
+            allocatable: machine.allocatable.clone(),
+            node_ips: cluster.node_ips.clone(),
+            disable_ccm: cluster.identity.config.disable_ccm,
+            network_annotations: network_sync::annotations(&network, &cluster.node_ips),
+            kubelet_port: kubelet_addr.port(),
+            look: Arc::clone(&look),
+            started,
+        },
+        node_out,
+    );
+    let network = network_sync::run(network_sync::Deps {
+        config: Arc::clone(&config),
+        cluster: network,
+        node_ips: cluster.node_ips.clone(),
+        node: node_object.clone(),
+        controller,
+        look,
+    });
+
+    // Who may ask, locally.
+    let live = Live {
+        node: config.node_name.clone(),
+        view,
+        metrics: Arc::clone(&metrics),
+        ready,
+        links: Box::new({
+            let states = link_states.subscribe();
+            move || links(&states.borrow())
+        }),
+        runtime: format!("containerd at {}", runtime.client.socket().display()),
+        governor: "static: reservations are enforced, the control loop is not part of this version".to_owned(),
+        pod_tree: Arc::clone(&machine.pod_tree),
+    };
+
+    // Everything runs. Pods wait for the preloaded images, nobody else does.
+    tokio::spawn(node);
+    tokio::spawn(network);
+    tokio::spawn(follow_uid(node_object, node_uid));
+    tokio::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics)));
+    tokio::spawn(events.run(client.clone()));
+    tokio::spawn(objects.clone().run());
+    tokio::spawn(status.run(client.clone(), assignments.subscribe()));
+    tokio::spawn(ledger::run(ledger_path, config.node_name.clone(), assignments.subscribe(), objects));
+    tokio::spawn(assignments::run(client, config.node_name.clone(), assignments.clone()));
+    tokio::spawn(kubelet.run(stop.clone()));
+    tokio::spawn(control::serve(control_socket, Arc::new(live), stop.clone()));
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(metrics::serve(listener, metrics, stop.clone()));
+    }
+    tokio::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
+    let preload = images_preload::run(&runtime.client, &config.image_dirs, &config.data_dir.join("agent/imported-images"));
+    let working = async {
+        preload.await;
+        workers.run(assignments.subscribe(), stop.clone()).await;
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(node = %config.node_name, kubelet = %kubelet_addr, "agent runs");
+    tokio::select! {
+        () = working => {}
+        _ = stopped.wait_for(|stop| *stop) => {}
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    drop(runtime.keeper);
+    // The heartbeat sees the same flag; it has nothing to finish.
+    let _ = tokio::task::spawn_blocking(move || heartbeat.join()).await;
+    Ok(())
+}
+
+type NodeChannels = (node::Outputs, watch::Receiver<Option<Arc<Node>>>, watch::Receiver<Arc<NodeFacts>>, watch::Receiver<Option<bool>>);
+
+fn node_channels(machine: &machine_setup::Prepared) -> NodeChannels {
+    let facts = NodeFacts { capacity: machine.capacity.clone(), allocatable: machine.allocatable.clone(), ..NodeFacts::default() };
+    let (node, object) = watch::channel(None);
+    let (facts, facts_seen) = watch::channel(Arc::new(facts));
+    let (ready, ready_seen) = watch::channel(None);
+    (node::Outputs { node, facts, ready }, object, facts_seen, ready_seen)
+}
+
+/// The heartbeat gets the Node's UID through a channel of its own.
+async fn follow_uid(mut node: watch::Receiver<Option<Arc<Node>>>, uid: watch::Sender<String>) {
+    loop {
+        let now = node.borrow_and_update().as_ref().map(|node| node.metadata.uid.clone());
+        if let Some(now) = now {
+            uid.send_if_modified(|current| {
+                let changed = *current != now;
+                if changed {
+                    *current = now;
+                }
+                changed
+            });
+        }
+        if node.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn follow_links(mut states: watch::Receiver<BTreeMap<tunnel::ServerAddr, LinkState>>, metrics: Arc<Metrics>) {
+    let mut connected = 0;
+    loop {
+        let (now, total) = {
+            let states = states.borrow_and_update();
+            (states.values().filter(|state| **state == LinkState::Connected).count(), states.len())
+        };
+        metrics.tunnel_links(now, total);
+        if now > connected {
+            metrics.tunnel_connected();
+        }
+        connected = now;
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn links(states: &BTreeMap<tunnel::ServerAddr, LinkState>) -> Vec<control::Link> {
+    let say = |state: &LinkState| match state {
+        LinkState::Connecting => "connecting".to_owned(),
+        LinkState::Connected => "connected".to_owned(),
+        LinkState::Waiting { error, retry_in } => format!("{error}; next attempt in {} s", retry_in.as_secs()),
+        LinkState::Stopped => "stopped".to_owned(),
+    };
+    states.iter().map(|(server, state)| control::Link { server: server.to_string(), state: say(state) }).collect()
+}

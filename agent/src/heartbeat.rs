@@ -1,1 +1,169 @@
-//! heartbeat
+//! The sacred thread: renews the node lease and runs the sockets of the tunnel links.
+//!
+//! It has an OS thread, a runtime and an API connection of its own. No file is touched and no lock shared with the rest is
+//! taken here, so that a slow card, a full disk or a busy pod cannot cost the node its lease. systemd's watchdog is fed
+//! here too, after each finished attempt.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_rustls::rustls::ClientConfig;
+use tunnel::ServerAddr;
+use tunnel::link::{LinksOptions, run_links};
+
+use crate::api::client::Settings;
+use crate::api::servers::Servers;
+use crate::api::{Client, Error};
+use crate::clock;
+use crate::metrics::{LeaseFailure, Metrics};
+
+/// Between renewals.
+const EVERY: Duration = Duration::from_secs(10);
+/// After a failed one.
+const AGAIN: Duration = Duration::from_secs(2);
+/// One renewal, dial included.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long the lease counts without renewal.
+const LEASE_SECONDS: u32 = 40;
+
+/// What the thread works with; nothing in it blocks.
+pub struct Heartbeat {
+    pub node_name: String,
+    /// The Node's UID once it is registered, to own the lease.
+    pub node_uid: watch::Receiver<String>,
+    pub servers: watch::Receiver<Vec<ServerAddr>>,
+    /// Node identity, HTTP/2.
+    pub tls: watch::Receiver<Arc<ClientConfig>>,
+    pub links: LinksOptions,
+    pub metrics: Arc<Metrics>,
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Heartbeat {
+    /// Starts the thread; it ends when `stop` becomes true.
+    pub fn start(self) -> anyhow::Result<std::thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .thread_keep_alive(Duration::from_secs(2))
+            .build()
+            .context("starting the heartbeat's runtime")?;
+        std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .stack_size(256 * 1024)
+            .spawn(move || runtime.block_on(self.run()))
+            .context("starting the heartbeat thread")
+    }
+
+    async fn run(self) {
+        let mut stop = self.stop.clone();
+        let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf" };
+        let client = Client::new(Servers::new(self.servers.clone(), self.tls.clone()), settings);
+        let links = run_links(self.servers, self.links);
+        let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics };
+        tokio::select! {
+            () = async { tokio::join!(links, lease.keep()); } => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+}
+
+struct Lease {
+    client: Client,
+    name: String,
+    uid: watch::Receiver<String>,
+    metrics: Arc<Metrics>,
+}
+
+impl Lease {
+    async fn keep(mut self) {
+        let watchdog = sd_notify::watchdog_enabled().is_some();
+        let mut failures = 0u32;
+        loop {
+            let began = Instant::now();
+            let result = self.renew().await;
+            let wait = match result {
+                Ok(()) => {
+                    if failures > 1 {
+                        tracing::info!(failures, "lease renewed again");
+                    }
+                    failures = 0;
+                    self.metrics.lease_renewed(began.elapsed());
+                    EVERY.saturating_sub(began.elapsed())
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.metrics.lease_failed(kind(&error));
+                    if failures == 2 {
+                        // Once may be chance; twice, and the connection itself is suspect.
+                        tracing::warn!(error = %error, failures, "lease not renewed");
+                        self.client.reconnect().await;
+                    } else {
+                        tracing::debug!(error = %error, failures, "lease not renewed");
+                    }
+                    AGAIN
+                }
+            };
+            if watchdog {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+            let planned = Instant::now() + wait;
+            tokio::time::sleep(wait).await;
+            self.metrics.heartbeat_lag(planned.elapsed());
+        }
+    }
+
+    /// The fewest bytes that count as a renewal; a lease that is missing is made, owned by the Node.
+    async fn renew(&mut self) -> Result<(), Error> {
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{}", self.name);
+        let now = clock::micros(OffsetDateTime::now_utc());
+        let body = format!(r#"{{"spec":{{"renewTime":"{now}"}}}}"#);
+        match self.client.raw(Method::PATCH, &path, "application/merge-patch+json", Bytes::from(body)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => self.create(&now).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn create(&mut self, now: &str) -> Result<(), Error> {
+        // Without the Node there is nothing to own the lease; the next round comes soon enough.
+        let waited = tokio::time::timeout(Duration::from_secs(3), self.uid.wait_for(|uid| !uid.is_empty())).await;
+        let uid = match waited {
+            Ok(Ok(uid)) => uid.clone(),
+            Ok(Err(_)) | Err(_) => return Err(Error::Deadline { server: "node registration".to_owned(), after: Duration::from_secs(3) }),
+        };
+        let body = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": self.name,
+                "namespace": "kube-node-lease",
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": uid}],
+            },
+            "spec": {"holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now},
+        });
+        let path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+        let bytes = Bytes::from(body.to_string());
+        match self.client.raw(Method::POST, path, "application/json", bytes).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_conflict() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn kind(error: &Error) -> LeaseFailure {
+    match error {
+        Error::Deadline { .. } => LeaseFailure::Timeout,
+        Error::Transport { .. } => LeaseFailure::Network,
+        Error::Status { code: 409, .. } => LeaseFailure::Conflict,
+        Error::Status { code: 401 | 403, .. } => LeaseFailure::Refused,
+        Error::Status { .. } | Error::Decode { .. } => LeaseFailure::Server,
+    }
+}

@@ -1,1 +1,18 @@
-fn main() {}
+//! `edge-agent`: parse, act, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let started = std::time::Instant::now();
+    agent::memory::tune();
+    let cli = agent::cli::Cli::parse();
+    match agent::commands::run(cli, started) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            agent::commands::complain(&error);
+            ExitCode::from(agent::commands::exit_code(&error))
+        }
+    }
+}

@@ -1,1 +1,204 @@
-//! network_sync
+//! Keeps this node's pod network as the cluster wants it: podCIDR to CNI configuration, other nodes to routes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use network::flannel::{self, Backend};
+use network::nft::{Firewall, Masquerade};
+use network::routes::{Own, Peer, Routes};
+use network::{CniConfig, Written};
+use tokio::sync::{Notify, watch};
+
+use crate::api::Client;
+use crate::api::node::Node;
+use crate::api::watch::Change;
+use crate::config::Config;
+
+/// Somebody may have removed a route or rule: look again this often.
+const REPAIR: Duration = Duration::from_secs(60);
+
+/// What the server said about the network.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pub pod_networks: Vec<IpNet>,
+    /// `FlannelBackend`.
+    pub backend: String,
+    pub masquerade_ipv6: bool,
+}
+
+/// Annotations other nodes read, for registration. Only where this node really has the data plane.
+pub fn annotations(cluster: &Cluster, node_ips: &[IpAddr]) -> BTreeMap<String, String> {
+    match Backend::parse(&cluster.backend) {
+        Some(Backend::HostGw) => flannel::annotations(node_ips).into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        Some(Backend::Vxlan) | None => BTreeMap::new(),
+    }
+}
+
+/// What the task works with.
+pub struct Deps {
+    pub config: Arc<Config>,
+    pub cluster: Cluster,
+    pub node_ips: Vec<IpAddr>,
+    /// The own Node.
+    pub node: watch::Receiver<Option<Arc<Node>>>,
+    /// May list all Nodes (`system:k3s-controller`).
+    pub controller: Client,
+    /// Told when the CNI configuration changed.
+    pub look: Arc<Notify>,
+}
+
+/// Runs for ever.
+pub async fn run(mut deps: Deps) {
+    if deps.cluster.backend == "none" {
+        tracing::info!("the cluster has no flannel; network readiness waits for whoever installs a CNI configuration");
+        return std::future::pending().await;
+    }
+    match network::sysctl::enable_forwarding(deps.node_ips.iter().any(IpAddr::is_ipv6)) {
+        Ok(missing) => {
+            for path in missing {
+                tracing::debug!(path = %path.display(), "kernel has no such setting");
+            }
+        }
+        Err(error) => tracing::warn!(error = %chain(&error), "forwarding cannot be switched on, pods will not reach other nodes"),
+    }
+    let Some(pod_cidrs) = pod_networks(&mut deps.node).await else { return };
+    let mut current = Vec::new();
+    apply(&deps, &mut current, pod_cidrs);
+    let follow = async {
+        let mut node = deps.node.clone();
+        let mut current = current;
+        loop {
+            tokio::select! {
+                changed = node.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(REPAIR) => {}
+            }
+            let cidrs = node.borrow_and_update().as_ref().map(|node| node.pod_networks()).unwrap_or_default();
+            if !cidrs.is_empty() {
+                apply(&deps, &mut current, cidrs);
+            }
+        }
+    };
+    if Backend::parse(&deps.cluster.backend) == Some(Backend::HostGw) {
+        tokio::join!(follow, follow_peers(&deps));
+    } else {
+        tracing::warn!(backend = %deps.cluster.backend, "this flannel backend is not implemented: pods reach this node's pods and the outside, not pods of other nodes; use --flannel-backend=host-gw on the server");
+        follow.await;
+    }
+}
+
+async fn pod_networks(node: &mut watch::Receiver<Option<Arc<Node>>>) -> Option<Vec<IpNet>> {
+    let has = |node: &Option<Arc<Node>>| node.as_ref().is_some_and(|node| !node.pod_networks().is_empty());
+    let node = node.wait_for(has).await.ok()?;
+    node.as_ref().map(|node| node.pod_networks())
+}
+
+/// CNI configuration and masquerading for these pod networks. Short file and netlink work; nothing waits for a network.
+fn apply(deps: &Deps, current: &mut Vec<IpNet>, pod_cidrs: Vec<IpNet>) {
+    let mut cni = CniConfig::new(pod_cidrs.clone(), deps.cluster.pod_networks.clone(), deps.config.cni_state_dir.clone());
+    cni.bridge.clone_from(&deps.config.bridge);
+    cni.mtu = network::default_interface().ok().flatten().map(|interface| interface.mtu);
+    let changed_range = !current.is_empty() && *current != pod_cidrs;
+    if changed_range {
+        // The bridge keeps the old range's address, and every pod would fail with "already has an IP address different from".
+        tracing::warn!(from = ?current, to = ?pod_cidrs, "podCIDR changed, bridge is made anew");
+        if let Err(error) = network::delete_interface(&deps.config.bridge) {
+            tracing::warn!(bridge = %deps.config.bridge, error = %chain(&error), "bridge cannot be removed");
+        }
+    }
+    match network::write_conflist(&deps.config.cni_conf_dir, &cni) {
+        Ok(Written::Changed) => {
+            tracing::info!(pod_cidrs = ?pod_cidrs, path = %deps.config.cni_conf_dir.display(), "cni configuration written");
+            deps.look.notify_one();
+        }
+        Ok(Written::Unchanged) => {}
+        Err(error) => tracing::warn!(error = %chain(&error), "cni configuration not written, pods get no network"),
+    }
+    let masquerade = Masquerade { cluster_cidrs: deps.cluster.pod_networks.clone(), pod_cidrs: pod_cidrs.clone(), ipv6: deps.cluster.masquerade_ipv6 };
+    if *current != pod_cidrs {
+        if let Err(error) = Firewall::new(&deps.config.node_name).apply(&masquerade) {
+            tracing::warn!(error = %chain(&error), "masquerading rules not set, pods do not reach the outside");
+        }
+    }
+    *current = pod_cidrs;
+}
+
+/// host-gw: a route per peer.
+async fn follow_peers(deps: &Deps) {
+    let mut routes = match Routes::open(network::routes::PROTOCOL) {
+        Ok(routes) => routes,
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "routes to other nodes cannot be made");
+            return;
+        }
+    };
+    let mut watch = deps.controller.watch::<Node>("/api/v1/nodes", "");
+    let mut peers: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut known = false;
+    loop {
+        tokio::select! {
+            change = watch.next() => {
+                match change {
+                    Change::Replaced(nodes) => {
+                        peers = nodes.iter().filter_map(|node| peer(node, &deps.config.node_name)).collect();
+                        known = true;
+                    }
+                    Change::Applied(node) => match peer(&node, &deps.config.node_name) {
+                        Some((name, peer)) => {
+                            if peers.get(&name) == Some(&peer) {
+                                continue;
+                            }
+                            peers.insert(name, peer);
+                        }
+                        None => {
+                            if peers.remove(&node.metadata.name).is_none() {
+                                continue;
+                            }
+                        }
+                    },
+                    Change::Deleted(node) => {
+                        peers.remove(&node.metadata.name);
+                    }
+                }
+            }
+            () = tokio::time::sleep(REPAIR) => {}
+        }
+        if !known {
+            continue;
+        }
+        let pod_cidrs = deps.node.borrow().as_ref().map(|node| node.pod_networks()).unwrap_or_default();
+        let own = Own { name: deps.config.node_name.clone(), pod_cidrs, ips: deps.node_ips.clone() };
+        let list: Vec<Peer> = peers.values().cloned().collect();
+        match routes.sync(&list, &own).context("making routes to other nodes") {
+            Ok(synced) => {
+                for change in synced.changed {
+                    tracing::info!(?change, "route to another node changed");
+                }
+                for refused in synced.refused {
+                    tracing::warn!(peer = %refused.peer, destination = %refused.destination, reason = ?refused.reason, "no route to this node's pods");
+                }
+                for (change, error) in synced.failed {
+                    tracing::warn!(?change, error = %chain(&error), "route refused by the kernel");
+                }
+            }
+            Err(error) => tracing::warn!(error = %format!("{error:#}"), "routes not synchronised"),
+        }
+    }
+}
+
+/// A peer as its annotations say, or, for a peer without flannel's, as its addresses say.
+fn peer(node: &Node, own: &str) -> Option<(String, Peer)> {
+    let name = node.metadata.name.clone();
+    if name == own {
+        return None;
+    }
+    let cidrs = node.pod_networks();
+    flannel::peer(&name, &node.metadata.annotations, &cidrs, Backend::HostGw).map(|peer| (name, peer))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    crate::telemetry::chain(error)
+}

@@ -65,6 +65,7 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
 
     pub cni_bin_dir: PathBuf,
+    /// Where the CNI configuration is written; empty until it is known whose containerd reads it.
     pub cni_conf_dir: PathBuf,
     /// host-local allocations and other CNI state of this instance.
     pub cni_state_dir: PathBuf,
@@ -263,4 +264,11 @@ impl Config {
         }
         resolve::resolve(&layers, input, problems)
     }
+}
+
+/// `run-dir` of a file whose other keys may be wrong.
+pub fn run_dir_of(file: Option<&Path>) -> PathBuf {
+    let text = std::fs::read_to_string(file.unwrap_or(Path::new(DEFAULT_FILE))).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix("run-dir:")).map(|value| value.trim().trim_matches(['"', '\'']));
+    PathBuf::from(value.filter(|value| !value.is_empty()).unwrap_or("/run/edge-agent"))
 }

@@ -127,7 +127,7 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         healthz_address: (healthz_port != 0).then(|| SocketAddr::new(healthz_ip, healthz_port)),
         metrics_address,
         cni_bin_dir: r.cni_bin_dir(),
-        cni_conf_dir: r.text("cni-conf-dir").map_or_else(|| data_dir.join("agent/etc/cni/net.d"), PathBuf::from),
+        cni_conf_dir: r.text("cni-conf-dir").map_or_else(PathBuf::new, PathBuf::from),
         cni_state_dir: r.text("cni-state-dir").map_or_else(|| data_dir.join("agent/cni"), PathBuf::from),
         bridge: r.bridge(),
         flannel_iface: r.text("flannel-iface").filter(|name| !name.is_empty()),

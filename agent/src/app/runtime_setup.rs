@@ -1,0 +1,136 @@
+//! Which containerd runs the pods: a configured one, the system's, or one of our own.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use cgroup::OwnLimits;
+use runtime::managed::{Managed, ManagedOptions, may_lower_oom_score};
+
+use super::machine_setup::Prepared;
+use crate::backoff::Backoff;
+use crate::config::{CgroupDriver, Config, ContainerdMode};
+
+const SYSTEM_SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// A runtime that answers.
+pub(super) struct Runtime {
+    pub client: runtime::Client,
+    /// Restarts our own containerd when it ends; nothing for a foreign one. Dropping it stops no containerd.
+    pub keeper: Option<Keeper>,
+}
+
+/// Ends the watching task with itself.
+pub(super) struct Keeper(tokio::task::JoinHandle<()>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Decides, and completes the paths that depend on it: a system's containerd reads the system's CNI directory.
+pub(super) async fn choose(config: &mut Config) {
+    let system = match config.containerd {
+        ContainerdMode::System => true,
+        ContainerdMode::Managed => false,
+        ContainerdMode::Auto => config.container_runtime_endpoint.is_some() || answers(Path::new(SYSTEM_SOCKET)).await,
+    };
+    if system {
+        config.container_runtime_endpoint.get_or_insert_with(|| PathBuf::from(SYSTEM_SOCKET));
+        if config.cni_conf_dir.as_os_str().is_empty() {
+            config.cni_conf_dir = PathBuf::from("/etc/cni/net.d");
+        }
+    } else if config.cni_conf_dir.as_os_str().is_empty() {
+        config.cni_conf_dir = config.data_dir.join("agent/etc/cni/net.d");
+    }
+}
+
+async fn answers(socket: &Path) -> bool {
+    if !socket.exists() {
+        return false;
+    }
+    let client = runtime::Client::connect(socket);
+    matches!(tokio::time::timeout(Duration::from_secs(3), client.version()).await, Ok(Ok(_)))
+}
+
+/// Connects or starts, and waits until CRI answers.
+pub(super) async fn start(config: &Config, machine: &Prepared) -> anyhow::Result<Runtime> {
+    if let Some(socket) = &config.container_runtime_endpoint {
+        let client = runtime::Client::connect(socket);
+        wait(&client, socket).await;
+        check_driver(&client, config).await?;
+        return Ok(Runtime { client, keeper: None });
+    }
+    std::fs::create_dir_all(&config.cni_conf_dir).with_context(|| format!("making {}", config.cni_conf_dir.display()))?;
+    let options = options(config, machine);
+    let managed = Managed::start(&options).await.context("starting a containerd of our own")?;
+    let client = managed.client();
+    Ok(Runtime { client, keeper: Some(Keeper(tokio::spawn(managed.keep(options)))) })
+}
+
+/// How our own containerd is made; `leave` stops it with the same.
+pub(crate) fn managed_options(config: &Config) -> ManagedOptions {
+    let restrict_oom = !may_lower_oom_score();
+    ManagedOptions {
+        root: config.data_dir.join("containerd"),
+        state: config.run_dir.join("containerd"),
+        socket: config.run_dir.join("containerd.sock"),
+        cni_bin_dir: config.cni_bin_dir.clone(),
+        cni_conf_dir: config.cni_conf_dir.clone(),
+        pause_image: config.pause_image.clone(),
+        restrict_oom,
+        cgroups: Vec::new(),
+        systemd_cgroup: config.cgroup_driver == CgroupDriver::Systemd,
+        log: config.data_dir.join("containerd.log"),
+        registry_config: None,
+    }
+}
+
+fn options(config: &Config, machine: &Prepared) -> ManagedOptions {
+    let mut options = managed_options(config);
+    if options.restrict_oom {
+        tracing::warn!("CAP_SYS_RESOURCE is missing: oom scores of containers cannot be lowered, the kernel may choose any of them first");
+    }
+    let limits = OwnLimits { memory_min: Some(machine.reservation.containerd_min()), ..OwnLimits::default() };
+    match cgroup::part_group(machine.pod_tree.hierarchy(), &config.cgroup_root, "containerd", &limits) {
+        Ok(cgroups) => options.cgroups = cgroups,
+        Err(error) => tracing::warn!(error = %crate::telemetry::chain(&error), "containerd stays in the agent's control group"),
+    }
+    options
+}
+
+async fn wait(client: &runtime::Client, socket: &Path) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    let mut told = false;
+    loop {
+        let problem = match tokio::time::timeout(Duration::from_secs(5), client.version()).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => crate::telemetry::chain(&error),
+            Err(_) => "no answer".to_owned(),
+        };
+        if !told {
+            told = true;
+            tracing::warn!(socket = %socket.display(), error = problem, "container runtime does not answer yet; is containerd running, with its cri plugin enabled?");
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+/// Where the runtime says how it manages cgroups, both have to agree, or pods escape their limits.
+async fn check_driver(client: &runtime::Client, config: &Config) -> anyhow::Result<()> {
+    let Ok(Ok(Some(theirs))) = tokio::time::timeout(Duration::from_secs(5), client.cgroup_driver()).await else { return Ok(()) };
+    let systemd = theirs == runtime::cri::CgroupDriver::Systemd;
+    let ours = config.cgroup_driver == CgroupDriver::Systemd;
+    let name = |systemd: bool| if systemd { "systemd" } else { "cgroupfs" };
+    anyhow::ensure!(
+        systemd == ours,
+        crate::config::Problems(vec![format!(
+            "the container runtime manages cgroups with {}, this agent with {}; set kubelet-arg: cgroup-driver={}",
+            name(systemd),
+            name(ours),
+            name(systemd)
+        )])
+    );
+    Ok(())
+}
