@@ -271,10 +271,11 @@ impl Hierarchy {
             library::create_v1(self, group)?;
         }
         match &self.unified {
-            Some(mount) if !self.unified_controllers.is_empty() => {
+            // A v2 mount without controllers beside v1 is the runtimes' business.
+            Some(mount) if self.layout == Layout::V2 || !self.unified_controllers.is_empty() => {
                 self.create_v2(mount, group, for_groups)
             }
-            _ => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 

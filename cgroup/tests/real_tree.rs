@@ -345,3 +345,82 @@ fn a_part_of_the_agent_gets_a_group_beside_the_pods() {
         }
     }
 }
+
+#[test]
+fn on_v2_the_agent_is_protected_and_pods_are_braked() {
+    let Some(scratch) = Scratch::new("v2") else {
+        return;
+    };
+    let hierarchy = scratch.tree.hierarchy();
+    if !hierarchy.is_v2(Controller::Memory) {
+        eprintln!(
+            "\nSKIP cgroup::v2: this machine has the memory controller in v1; cgroup/tests/on-v2 runs this in a virtual machine"
+        );
+        return;
+    }
+    let plan = plan(&capacity(), &Overrides::default()).unwrap();
+    scratch
+        .tree
+        .ensure_root(&NodeAllocatable::from(&plan))
+        .unwrap();
+    let read = |group: &str, file: &str| {
+        hierarchy
+            .dir(Controller::Memory, group)
+            .unwrap()
+            .read(file)
+            .unwrap()
+    };
+    let kubepods = scratch.tree.kubepods();
+    let brake = plan.pods_memory_limit - plan.brake;
+    let found: u64 = read(&format!("{kubepods}/besteffort"), "memory.high")
+        .parse()
+        .unwrap();
+    assert!(
+        found <= brake && brake - found < 65_536,
+        "{found} is not {brake}"
+    );
+    assert_eq!(read(&format!("{kubepods}/besteffort"), "cpu.weight"), "1");
+    assert!(
+        hierarchy
+            .advice(cgroup::Board::detect(hierarchy.proc_root()))
+            .is_empty()
+    );
+
+    // Promises hold only if every ancestor below the root makes them.
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let limits = OwnLimits {
+        memory_min: Some(8 * MIB),
+        ..OwnLimits::default()
+    };
+    Placement::enter(hierarchy, &scratch.root, "edge-agent", child.id(), &limits).unwrap();
+    let group = format!("{}/edge-agent", scratch.root);
+    assert!(scratch.holds(&group, child.id()));
+    assert_eq!(read(&group, "memory.min"), (8 * MIB).to_string());
+    assert_eq!(read(&scratch.root, "memory.min"), (8 * MIB).to_string());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::fs::remove_dir(hierarchy.dir(Controller::Memory, &group).unwrap().path()).unwrap();
+
+    let pod = scratch.pod(Some(64 * MIB));
+    let stats = stat::group(hierarchy, &pod).unwrap();
+    assert_eq!(stats.memory.unwrap().limit.value(), Some(64 * MIB));
+    if cgroup::psi::read(cgroup::psi::Resource::Memory)
+        .unwrap()
+        .is_some()
+    {
+        assert!(
+            stats.pressure.memory.is_some()
+                && stats.pressure.cpu.is_some()
+                && stats.pressure.io.is_some(),
+            "{stats:?}"
+        );
+    }
+    let node = scratch.tree.node_stats().unwrap();
+    let memory = node.memory.unwrap();
+    assert!(
+        memory.working_set > 0 && memory.working_set < plan.memory_capacity,
+        "{node:?}"
+    );
+    assert!(node.cpu.unwrap().usage_ns > 0, "{node:?}");
+    assert!(node.oom_kills.is_some(), "{node:?}");
+}

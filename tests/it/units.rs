@@ -180,15 +180,15 @@ fn debian_packages_contain_what_the_units_name() {
     let agent = list(&packages[0]);
     for path in [
         "./usr/bin/edge-agent",
-        "./lib/systemd/system/edge-agent.service",
-        "./lib/systemd/system/edge.slice",
-        "./lib/systemd/system/kubepods.slice",
-        "./lib/systemd/system/containerd.service.d/50-edge-agent.conf",
+        "./usr/lib/systemd/system/edge-agent.service",
+        "./usr/lib/systemd/system/edge.slice",
+        "./usr/lib/systemd/system/kubepods.slice",
+        "./usr/lib/systemd/system/containerd.service.d/50-edge-agent.conf",
         "./usr/lib/edge-agent/containerd-config",
         "./usr/share/doc/edge-agent/examples/config.yaml",
     ] {
         assert!(agent.lines().any(|line| line.ends_with(path)), "{path} is not in\n{agent}");
     }
     let server = list(&packages[1]);
-    assert!(server.contains("./lib/systemd/system/edge-server.service"), "{server}");
+    assert!(server.contains("./usr/lib/systemd/system/edge-server.service"), "{server}");
 }
