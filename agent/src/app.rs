@@ -191,9 +191,9 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         tokio::spawn(metrics::serve(listener, metrics, stop.clone()));
     }
     tokio::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
-    let preload = images_preload::run(&runtime.client, &config.image_dirs, &config.data_dir.join("agent/imported-images"));
+    let imported = config.data_dir.join("agent/imported-images");
     let working = async {
-        preload.await;
+        images_preload::run(&runtime.client, &config.image_dirs, &imported).await;
         workers.run(assignments.subscribe(), stop.clone()).await;
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

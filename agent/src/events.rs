@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 
-use crate::api::client::PatchType;
 use crate::api::pod::Pod;
 use crate::api::{Client, Error};
 use crate::backoff::Backoff;
@@ -240,7 +241,7 @@ impl Writer {
                 Verdict::Count { name, count, message } => {
                     let path = format!("{}/{name}", events_path(&happening.involved));
                     let body = json!({"count": count, "lastTimestamp": clock::seconds(happening.at), "message": message});
-                    let gone = patient(async || client.patch::<serde::de::IgnoredAny>(&path, PatchType::Strategic, &body).await.map(|_| ())).await;
+                    let gone = patient(&client, Method::PATCH, "application/strategic-merge-patch+json", &path, &body).await;
                     if gone.is_err_and(|error| error.is_not_found()) {
                         self.create(&client, key, &happening, &message).await;
                     }
@@ -254,7 +255,7 @@ impl Writer {
         let name = format!("{}.{nanos:x}", happening.involved.name);
         let body = self.body(&name, happening, message);
         let path = events_path(&happening.involved);
-        let result = patient(async || client.post::<serde::de::IgnoredAny>(&path, &body).await.map(|_| ())).await;
+        let result = patient(client, Method::POST, "application/json", &path, &body).await;
         match result {
             Ok(()) => self.correlator.remember(key, Sent { name, count: 1, used: Instant::now() }),
             Err(error) => tracing::debug!(reason = %happening.reason, name = %happening.involved.name, error = %error, "event not sent"),
@@ -291,16 +292,17 @@ fn events_path(involved: &Involved) -> String {
 }
 
 /// Up to 12 attempts while the server does not answer; refusals end it at once.
-async fn patient(mut call: impl AsyncFnMut() -> Result<(), Error>) -> Result<(), Error> {
+async fn patient(client: &Client, method: Method, content_type: &str, path: &str, body: &serde_json::Value) -> Result<(), Error> {
+    let body = Bytes::from(body.to_string());
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     let mut attempt = 1;
     loop {
-        match call().await {
+        match client.raw(method.clone(), path, content_type, body.clone()).await {
             Err(error) if error.is_retryable() && attempt < 12 => {
                 attempt += 1;
                 tokio::time::sleep(backoff.next_wait()).await;
             }
-            other => return other,
+            other => return other.map(|_| ()),
         }
     }
 }
