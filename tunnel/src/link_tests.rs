@@ -304,6 +304,7 @@ async fn a_server_that_forgot_the_session_but_not_the_socket_is_found_out() {
     let (listener, server) = listen().await;
     let timing = Timing {
         ping_every: Duration::from_millis(50),
+        idle_ping_every: Duration::from_millis(50),
         dead_after: Duration::from_millis(300),
         ..Timing::default()
     };

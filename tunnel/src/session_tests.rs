@@ -290,6 +290,30 @@ fn the_client_pings_every_5_s_tells_its_connections_every_60_s_and_gives_up_afte
 }
 
 #[test]
+fn an_idle_client_pings_less_often_until_a_connection_comes() {
+    let mut bench = Bench::new(Role::Client);
+    let mut pings = Vec::new();
+    for second in 1..=50u64 {
+        bench.wait(1);
+        bench.session.heard(bench.now);
+        if second == 31 {
+            bench.connect(C2);
+        }
+        if second == 42 {
+            bench.run(|s, _, out| s.local_end(C2, EOF, out));
+        }
+        let mut out = Vec::new();
+        bench.session.tick(bench.now, &mut out).unwrap();
+        pings.extend(out.contains(&Action::Ping).then_some(second));
+    }
+    assert_eq!(pings, [15, 30, 36, 41, 46]);
+    bench.wait(29);
+    bench.session.tick(bench.now, &mut Vec::new()).unwrap();
+    bench.wait(1);
+    assert!(bench.session.tick(bench.now, &mut Vec::new()).is_err());
+}
+
+#[test]
 fn the_server_opens_from_2_upwards_and_waits_60_s_for_a_sign_of_life() {
     let mut bench = Bench::new(Role::Server);
     let open = |bench: &mut Bench| {
