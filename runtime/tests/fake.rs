@@ -16,8 +16,8 @@ use runtime::{Client, PodUid, SandboxId, labels};
 use tonic::Status;
 
 async fn fake() -> (tempfile::TempDir, FakeCri, Client) {
-    let dir = tempfile::tempdir().unwrap();
-    let fake = FakeCri::start(dir.path()).await.unwrap();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let fake = FakeCri::start(dir.path()).await.expect("a socket");
     fake.add_image("nginx:alpine");
     let client = Client::connect(fake.socket());
     (dir, fake, client)
