@@ -1,1 +1,12 @@
+//! The scenarios. Those on whole clusters need root, containerd, images and kubectl, and say `SKIP` where these are missing;
+//! see [`system`]. One binary, one link step.
 
+mod dependencies;
+mod kill;
+mod kubectl;
+mod kubelet;
+mod node_loss;
+mod offline;
+mod prometheus;
+mod reservation;
+mod system;
