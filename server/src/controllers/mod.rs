@@ -6,10 +6,14 @@
 
 pub mod clock;
 pub mod deployment;
+pub mod endpoints;
 pub mod events;
+pub mod eviction;
+pub mod lifecycle;
 pub mod namespaces;
 pub mod nodes;
 pub mod object;
+pub mod pod_gc;
 pub mod replicaset;
 
 use std::future::Future;
@@ -111,7 +115,8 @@ pub async fn bootstrap(context: &Context, root_ca: &str) -> Result<(), ApiStatus
         context: context.clone(),
         root_ca: root_ca.to_owned(),
     };
-    namespaces.bootstrap().await
+    namespaces.bootstrap().await?;
+    endpoints::Endpoints { context: context.clone() }.kubernetes().await
 }
 
 /// Starts all controllers and the scheduler; they end when `stop` turns true.
@@ -126,6 +131,10 @@ pub fn start(context: &Context, root_ca: &str, stop: &watch::Receiver<bool>) -> 
     start.one(deployment::Deployments::new(context));
     start.one(replicaset::ReplicaSets { context: context.clone() });
     start.one(Scheduler::new(context));
+    start.one(endpoints::Endpoints { context: context.clone() });
+    start.one(lifecycle::Lifecycle::new(context));
+    start.one(eviction::Eviction::new(context));
+    start.one(pod_gc::PodGc::new(context));
     tasks
 }
 

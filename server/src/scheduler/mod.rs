@@ -17,7 +17,8 @@ use tracing::{debug, info};
 use crate::api::{ApiStatus, Kind, Selectors, Subresource, kind};
 use crate::auth::Actor;
 use crate::controllers::{Context, Controller, clock, object};
-pub use facts::{Node, PodFacts};
+pub use facts::{Amounts, Node, PodFacts};
+pub use fit::{covers, tolerated};
 
 /// The name pods ask for when they ask for none.
 const NAME: &str = "default-scheduler";
