@@ -77,7 +77,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
-        .thread_stack_size(256 * 1024)
+        .thread_stack_size(1 << 20)
         .thread_keep_alive(Duration::from_secs(2))
         .build()
         .context("starting the runtime")

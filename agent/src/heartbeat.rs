@@ -56,14 +56,14 @@ impl Heartbeat {
             .context("starting the heartbeat's runtime")?;
         std::thread::Builder::new()
             .name("heartbeat".to_owned())
-            .stack_size(256 * 1024)
+            .stack_size(2 << 20)
             .spawn(move || runtime.block_on(self.run()))
             .context("starting the heartbeat thread")
     }
 
     async fn run(self) {
         let mut stop = self.stop.clone();
-        let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf" };
+        let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf,application/json" };
         let client = Client::new(Servers::new(self.servers.clone(), self.tls.clone()), settings);
         let links = run_links(self.servers, self.links);
         let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics };
