@@ -87,6 +87,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// systemd did not take a slice's limits.
+    #[error(
+        "systemctl did not set the limits of {slice}: {message}; with kubelet-arg cgroup-driver=cgroupfs systemd is not asked"
+    )]
+    Systemctl {
+        /// The slice.
+        slice: String,
+        /// Its complaint.
+        message: String,
+    },
     /// Processes survived being killed, which means that they hang in the kernel.
     #[error("cgroup {group} still holds processes {pids:?} {waited:?} after they were killed")]
     StillBusy {

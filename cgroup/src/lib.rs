@@ -18,6 +18,7 @@ mod own;
 mod path;
 pub mod psi;
 pub mod reservation;
+mod slice;
 pub mod stat;
 mod tree;
 mod value;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::limits::{self, CpuQuota, Limits};
 use crate::path::{Driver, Names};
 use crate::reservation::NodeAllocatable;
+use crate::slice::Manager;
 use crate::stat::{self, Stats};
 use crate::value::{Limit, QosClass, milli_cpu_to_shares, shares_to_weight};
 use crate::{Controller, Hierarchy, Result, kill};
@@ -27,6 +28,8 @@ pub struct PodTree {
     hierarchy: Hierarchy,
     names: Names,
     driver: Driver,
+    /// The systemd that makes the runtime's scopes, with that driver.
+    manager: Option<Manager>,
 }
 
 /// What [`PodTree::ensure_root`] found in the files after writing them.
@@ -88,6 +91,10 @@ impl PodTree {
             hierarchy,
             names: Names::new(cgroup_root, driver)?,
             driver,
+            manager: match driver {
+                Driver::Systemd => Manager::detect(),
+                Driver::Cgroupfs => None,
+            },
         })
     }
 
@@ -114,8 +121,7 @@ impl PodTree {
             self.hierarchy.create(&self.names.qos(qos), true)?;
         }
         let shares = milli_cpu_to_shares(allocatable.cpu_millis);
-        let unavailable = limits::apply(
-            &self.hierarchy,
+        let unavailable = self.apply(
             &group,
             &Limits {
                 memory_max: Some(allocatable.memory_limit.into()),
@@ -139,7 +145,7 @@ impl PodTree {
     /// Sets what the groups of the classes get, for the pods there are now. Call it when a pod comes or goes.
     pub fn refresh_qos(&self, allocatable: &NodeAllocatable, demand: &QosDemand) -> Result<()> {
         for (qos, limits) in qos_limits(allocatable, demand) {
-            limits::apply(&self.hierarchy, &self.names.qos(qos), &limits)?;
+            self.apply(&self.names.qos(qos), &limits)?;
         }
         Ok(())
     }
@@ -156,13 +162,12 @@ impl PodTree {
 
     /// Makes a pod's group with its limits and returns its `cgroup_parent`.
     ///
-    /// With the systemd driver the group is a plain directory named as the slice; systemd adopts it when the runtime asks for
-    /// a scope inside, and keeps limits that were written before.
+    /// With the systemd driver the group is a directory named as the slice whose limits systemd was told; it takes the
+    /// directory over when the runtime asks for a scope inside.
     pub fn ensure_pod(&self, pod: &PodCgroup<'_>) -> Result<String> {
         let group = self.names.pod(pod.uid, pod.qos)?;
         self.hierarchy.create(&group, true)?;
-        limits::apply(
-            &self.hierarchy,
+        self.apply(
             &group,
             &Limits {
                 memory_max: Some(pod.memory_limit.into()),
@@ -181,12 +186,25 @@ impl PodTree {
     /// Kills whatever is left of a pod and removes its group. Call it after the runtime removed the sandbox.
     pub fn remove_pod(&self, uid: &str, qos: QosClass) -> Result<()> {
         let group = self.names.pod(uid, qos)?;
-        kill::remove_group(&self.hierarchy, &group, PATIENCE)
+        kill::remove_group(&self.hierarchy, &group, PATIENCE)?;
+        if let Some(manager) = &self.manager {
+            manager.forget(&group);
+        }
+        Ok(())
     }
 
     /// Kills every pod and removes `kubepods`, and the cgroup root too if nothing else is in it: for leaving the cluster.
     pub fn remove_all(&self) -> Result<()> {
+        let pods = self.list_pods()?;
         kill::remove_group(&self.hierarchy, &self.names.kubepods(), PATIENCE)?;
+        if let Some(manager) = &self.manager {
+            for pod in pods {
+                manager.forget(&self.names.pod(&pod.uid, pod.qos)?);
+            }
+            for qos in QosClass::ALL {
+                manager.forget(&self.names.qos(qos));
+            }
+        }
         let root = self.names.root();
         if root != "/" {
             kill::remove_if_empty(&self.hierarchy, &root);
@@ -243,6 +261,14 @@ impl PodTree {
     pub fn container_stats(&self, uid: &str, qos: QosClass, id: &str) -> Result<Stats> {
         let pod = self.names.pod(uid, qos)?;
         stat::group(&self.hierarchy, &self.names.container(&pod, id)?)
+    }
+
+    /// Tells systemd first, if it is in charge, then writes and reads back the files.
+    fn apply(&self, group: &str, limits: &Limits) -> Result<Vec<Controller>> {
+        if let Some(manager) = &self.manager {
+            manager.set(group, limits, self.hierarchy.is_v2(Controller::Cpu))?;
+        }
+        limits::apply(&self.hierarchy, group, limits)
     }
 
     fn read_limit(&self, controller: Controller, v1: &str, v2: &str) -> Result<Option<u64>> {

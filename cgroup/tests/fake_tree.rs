@@ -1,5 +1,7 @@
 //! The pod tree on a fake cgroup file system, in each layout.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 #[path = "../../tests/fakes/cgroupfs.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cgroupfs;

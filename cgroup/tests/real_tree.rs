@@ -2,6 +2,8 @@
 //!
 //! Needs root and a cgroup mount that can be written; without them each test says that it was skipped.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

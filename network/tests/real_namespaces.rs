@@ -2,6 +2,8 @@
 //!
 //! Needs root, `ip` and `nft`; without them each test says that it was skipped.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,7 @@
 //! The bans of deny.toml, checked against Cargo.lock, so that they hold where cargo-deny is not installed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

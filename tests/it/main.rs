@@ -10,3 +10,4 @@ mod offline;
 mod prometheus;
 mod reservation;
 mod system;
+mod units;

@@ -1,5 +1,7 @@
 //! What `systemd/` ships: the example configuration, the units, containerd's configuration, the Debian packages.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
