@@ -204,10 +204,11 @@ fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
         .chain(network.additional_ips.into_iter().map(|ip| ip.ip))
         .filter(|ip| !ip.is_empty())
         .collect();
+    // Options nobody asked for are left out by some: the pod's own network is the default.
     let host_network = status
         .linux
         .and_then(|linux| linux.namespaces)
-        .and_then(|namespaces| namespaces.options)
+        .map(|namespaces| namespaces.options.unwrap_or_default())
         .map(|options| options.network() == cri::NamespaceMode::Node);
     ObservedSandbox {
         id: SandboxId::from(status.id),
