@@ -197,7 +197,8 @@ fn pod_of<'a>(
     Some(pod)
 }
 
-fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
+/// A sandbox by its status, for a caller that just made it.
+pub fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
     let ready = status.state() == PodSandboxState::SandboxReady;
     let network = status.network.unwrap_or_default();
     let ips = std::iter::once(network.ip)
@@ -222,7 +223,8 @@ fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
     }
 }
 
-fn container_seen(sandbox: String, status: cri::ContainerStatus) -> ObservedContainer {
+/// A container of `sandbox` by its status, for a caller that just started it.
+pub fn container_seen(sandbox: String, status: cri::ContainerStatus) -> ObservedContainer {
     let state = status.state();
     let metadata = status.metadata.unwrap_or_default();
     let name = status
