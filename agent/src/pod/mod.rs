@@ -27,6 +27,7 @@ pub mod admission;
 pub mod decide;
 pub mod dns;
 pub mod env;
+pub mod fields;
 pub mod history;
 mod hooks;
 pub mod hosts;

@@ -1,1 +1,289 @@
-//! 
+//! Volumes of pods on disk: made before containers, refreshed while they run, taken down when nothing runs any more.
+//!
+//! Layout below `<root-dir>/pods/<uid>` is the kubelet's (kubelet-contract 5 and appendix C), so that its tools and tests
+//! find things. Everything is idempotent; what is mounted is read from the kernel, never remembered.
+
+mod atomic;
+mod host_path;
+mod mounts;
+mod ownership;
+mod payload;
+mod subpath;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use runtime::cri;
+
+use super::env::{self, Value};
+use super::{Deps, NodeFacts, hosts};
+use crate::api::pod::{Container, Pod, Volume, VolumeMount};
+use crate::api::quantity::Quantity;
+
+pub use mounts::{Mounted, unmount_below};
+
+/// A volume that could not be made. The message is the kubelet's, without its prefix.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
+pub struct Failure {
+    pub volume: String,
+    pub message: String,
+}
+
+/// Where the things of one pod are.
+#[derive(Debug, Clone)]
+pub struct PodDirs {
+    /// `<root-dir>/pods/<uid>`.
+    pub root: PathBuf,
+    /// `<pod-log-dir>/<namespace>_<name>_<uid>`.
+    pub logs: PathBuf,
+}
+
+impl PodDirs {
+    pub fn new(root_dir: &Path, pod_logs_dir: &Path, pod: &Pod) -> PodDirs {
+        let meta = &pod.metadata;
+        PodDirs {
+            root: root_dir.join("pods").join(&meta.uid),
+            logs: pod_logs_dir.join(format!("{}_{}_{}", meta.namespace, meta.name, meta.uid)),
+        }
+    }
+
+    /// Makes the directories a pod needs before its sandbox.
+    pub fn make(&self) -> io::Result<()> {
+        for dir in [self.root.clone(), self.root.join("volumes"), self.root.join("plugins"), self.root.join("containers")] {
+            make_dir(&dir, 0o750)?;
+        }
+        make_dir(&self.logs, 0o755)
+    }
+
+    /// Host directory of a volume; a hostPath volume is its path.
+    pub fn volume(&self, volume: &Volume) -> PathBuf {
+        if let Some(host) = &volume.host_path {
+            return PathBuf::from(&host.path);
+        }
+        self.root.join("volumes").join(plugin(volume)).join(&volume.name)
+    }
+
+    pub fn etc_hosts(&self) -> PathBuf {
+        self.root.join("etc-hosts")
+    }
+}
+
+/// Directory and parents with a mode that umask does not touch; an existing one keeps its mode.
+pub(crate) fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+}
+
+fn plugin(volume: &Volume) -> &'static str {
+    if volume.config_map.is_some() {
+        "kubernetes.io~configmap"
+    } else if volume.secret.is_some() {
+        "kubernetes.io~secret"
+    } else if volume.projected.is_some() {
+        "kubernetes.io~projected"
+    } else if volume.downward_api.is_some() {
+        "kubernetes.io~downward-api"
+    } else {
+        "kubernetes.io~empty-dir"
+    }
+}
+
+/// Whether a volume's files follow API objects or the clock.
+pub fn needs_refresh(pod: &Pod) -> bool {
+    pod.spec.volumes.iter().any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
+}
+
+/// Makes or refreshes every volume of the pod. The addresses are what downward API files may ask for.
+pub async fn set_up(deps: &Deps, pod: &Arc<Pod>, dirs: &PodDirs, host_ips: &[String], pod_ips: &[String]) -> Result<(), Failure> {
+    let node = deps.node.borrow().clone();
+    let mut payloads = BTreeMap::new();
+    for volume in &pod.spec.volumes {
+        let failed = |message| Failure { volume: volume.name.clone(), message };
+        if let Some(files) = payload::gather(deps, pod, volume, &node, host_ips, pod_ips).await.map_err(failed)? {
+            payloads.insert(volume.name.clone(), files);
+        }
+    }
+    let (pod, dirs) = (pod.clone(), dirs.clone());
+    let work = tokio::task::spawn_blocking(move || write_all(&pod, &dirs, &payloads, &node));
+    work.await.map_err(|e| Failure { volume: String::new(), message: e.to_string() })?
+}
+
+fn write_all(pod: &Pod, dirs: &PodDirs, payloads: &BTreeMap<String, payload::Files>, node: &NodeFacts) -> Result<(), Failure> {
+    let mounted = Mounted::read();
+    let group = pod.spec.security_context.as_ref().and_then(|c| c.fs_group);
+    let on_mismatch = pod.spec.security_context.as_ref().and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+    for volume in &pod.spec.volumes {
+        write_one(pod, dirs, volume, payloads.get(&volume.name), node, &mounted, group, on_mismatch)
+            .map_err(|message| Failure { volume: volume.name.clone(), message })?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn write_one(
+    pod: &Pod,
+    dirs: &PodDirs,
+    volume: &Volume,
+    files: Option<&payload::Files>,
+    node: &NodeFacts,
+    mounted: &Mounted,
+    group: Option<i64>,
+    on_mismatch: bool,
+) -> Result<(), String> {
+    let dir = dirs.volume(volume);
+    if let Some(host) = &volume.host_path {
+        return host_path::prepare(&host.path, host.kind.as_deref().unwrap_or_default());
+    }
+    let text = |what: &str, error: io::Error| format!("{what} {}: {error}", dir.display());
+    let in_memory = volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() || volume.empty_dir.as_ref().is_some_and(|e| e.medium == "Memory");
+    let fresh = !dir.is_dir();
+    if fresh {
+        fs::create_dir_all(&dir).map_err(|e| text("create", e))?;
+    }
+    if in_memory && !mounted.contains(&dir) {
+        let size = volume.empty_dir.as_ref().map(|_| memory_size(pod, volume, node)).unwrap_or_default();
+        mounts::tmpfs(&dir, size).map_err(|e| text("mount tmpfs on", e))?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o1777)).map_err(|e| text("chmod", e))?;
+    } else if fresh {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(|e| text("chmod", e))?;
+    }
+    match files {
+        Some(files) => atomic::write(&dir, files, group),
+        None => match group {
+            Some(group) => ownership::apply(&dir, group, on_mismatch).map_err(|e| text("set group of", e)),
+            None => Ok(()),
+        },
+    }
+}
+
+/// Bytes a memory volume may hold: the least of its limit, the pod's and the node's memory; None for no limit.
+fn memory_size(pod: &Pod, volume: &Volume, node: &NodeFacts) -> Option<i64> {
+    let own = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref()).map(Quantity::value);
+    let of_pod = super::resources::pod_amounts(pod).memory_limit.and_then(|m| i64::try_from(m).ok());
+    let of_node = node.allocatable.get("memory").map(Quantity::value);
+    [own, of_pod, of_node].into_iter().flatten().filter(|size| *size > 0).min()
+}
+
+/// What the mounts of a container need.
+pub struct MountInputs<'a> {
+    pub env: &'a BTreeMap<String, Value>,
+    pub pod_ips: &'a [String],
+    pub cluster_domain: &'a str,
+    pub attempt: u32,
+}
+
+/// Mounts of a container; writes its `/etc/hosts` and termination log. An error is for CreateContainerConfigError.
+pub fn container_mounts(pod: &Pod, container: &Container, dirs: &PodDirs, inputs: &MountInputs<'_>) -> Result<Vec<cri::Mount>, String> {
+    let mut mounts = Vec::new();
+    for (index, mount) in container.volume_mounts.iter().enumerate() {
+        mounts.push(volume_mount(pod, container, dirs, index, mount, inputs.env)?);
+    }
+    let taken = |path: &str| container.volume_mounts.iter().any(|m| m.mount_path.trim_end_matches('/') == path);
+    if !taken("/etc/hosts") && (pod.spec.host_network || !inputs.pod_ips.is_empty()) {
+        let text = if pod.spec.host_network {
+            hosts::host_network_file(&fs::read_to_string("/etc/hosts").unwrap_or_default(), &pod.spec.host_aliases)
+        } else {
+            hosts::pod_file(inputs.pod_ips, &hosts::names(pod, inputs.cluster_domain), &pod.spec.host_aliases)
+        };
+        let file = dirs.etc_hosts();
+        write_file(&file, text.as_bytes(), 0o644).map_err(|e| format!("write {}: {e}", file.display()))?;
+        mounts.push(plain_mount("/etc/hosts", &file));
+    }
+    let path = if container.termination_message_path.is_empty() { "/dev/termination-log" } else { &container.termination_message_path };
+    let log = termination_log(dirs, &container.name, inputs.attempt);
+    make_dir(log.parent().unwrap_or(&dirs.root), 0o750)
+        .and_then(|()| if log.exists() { Ok(()) } else { write_file(&log, b"", 0o666) })
+        .map_err(|e| format!("write {}: {e}", log.display()))?;
+    mounts.push(plain_mount(path, &log));
+    Ok(mounts)
+}
+
+/// Where an instance leaves its last words: eight hexadecimal digits, here the attempt, so that it is found again.
+pub fn termination_log(dirs: &PodDirs, container: &str, attempt: u32) -> PathBuf {
+    dirs.root.join("containers").join(container).join(format!("{attempt:08x}"))
+}
+
+fn plain_mount(container_path: &str, host: &Path) -> cri::Mount {
+    cri::Mount { container_path: container_path.to_owned(), host_path: host.display().to_string(), ..Default::default() }
+}
+
+fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|have| have == content) && !content.is_empty() {
+        return Ok(());
+    }
+    fs::write(path, content)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn volume_mount(pod: &Pod, container: &Container, dirs: &PodDirs, index: usize, mount: &VolumeMount, env: &BTreeMap<String, Value>) -> Result<cri::Mount, String> {
+    let volume = pod.spec.volumes.iter().find(|v| v.name == mount.name).ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
+    let root = dirs.volume(volume);
+    let sub = sub_path(mount, env)?;
+    let host = match sub.as_deref() {
+        None => root,
+        Some(sub) => {
+            let pin = dirs.root.join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
+            subpath::pin(&root, sub, &pin).map_err(|e| format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {e}", mount.name, container.name))?
+        }
+    };
+    let inherent = volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some();
+    let propagation = match mount.mount_propagation.as_deref() {
+        Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
+        Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
+        _ => cri::MountPropagation::PropagationPrivate,
+    };
+    let container_path = if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+    Ok(cri::Mount {
+        container_path,
+        host_path: host.display().to_string(),
+        readonly: mount.read_only || inherent,
+        selinux_relabel: volume.host_path.is_none() && pod.spec.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some()),
+        propagation: propagation.into(),
+        ..Default::default()
+    })
+}
+
+fn sub_path(mount: &VolumeMount, env: &BTreeMap<String, Value>) -> Result<Option<String>, String> {
+    if !mount.sub_path.is_empty() {
+        return Ok(Some(mount.sub_path.clone()));
+    }
+    if mount.sub_path_expr.is_empty() {
+        return Ok(None);
+    }
+    let text = env::expand(&mount.sub_path_expr, env);
+    if text.contains("$(") || text.is_empty() || text.contains('`') || text.starts_with('/') {
+        return Err(format!("failed to expand subPathExpr \"{}\" of volumeMount \"{}\"", mount.sub_path_expr, mount.name));
+    }
+    Ok(Some(text))
+}
+
+/// Unmounts everything below the pod's directory and removes its volumes. Never crosses into a mount that stays.
+pub fn tear_down(dirs: &PodDirs) -> io::Result<()> {
+    unmount_below(&dirs.root)?;
+    for name in ["volume-subpaths", "volumes"] {
+        remove_tree(&dirs.root.join(name))?;
+    }
+    Ok(())
+}
+
+/// Removes what is left of a pod: its directory and its logs.
+pub fn forget(dirs: &PodDirs) -> io::Result<()> {
+    unmount_below(&dirs.root)?;
+    remove_tree(&dirs.root)?;
+    remove_tree(&dirs.logs)
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
