@@ -26,7 +26,7 @@ pub enum RuntimeEvent {
         change: Change,
         /// Id of the container; for a sandbox's pause process, the sandbox's id.
         container: ContainerId,
-        /// The pod it belongs to, where the runtime could still tell.
+        /// The pod it belongs to: for exits and lack of memory, where the runtime could still tell.
         pod: Option<PodUid>,
     },
     /// Events may have been missed (first connection, containerd restarted, stream broken): look at everything.
@@ -103,6 +103,10 @@ impl Events {
                 }
                 message = stream.message() => match message {
                     Ok(Some(envelope)) => match sort(&envelope) {
+                        // These are nearly always our own doing: no call is spent on them.
+                        Some((change @ (Change::Started | Change::Removed), container)) => {
+                            return RuntimeEvent::Task { change, container, pod: None };
+                        }
                         Some((change, container)) => self.settle(change, container),
                         None => continue,
                     },
@@ -121,9 +125,10 @@ impl Events {
         let client = self.client.clone();
         self.settling.spawn(async move {
             let pod = match change {
-                Change::Removed => None,
                 Change::Exited => settled(&client, &container).await,
-                Change::Started | Change::OutOfMemory => look(&client, &container).await.1,
+                Change::OutOfMemory | Change::Started | Change::Removed => {
+                    look(&client, &container).await.1
+                }
             };
             RuntimeEvent::Task {
                 change,

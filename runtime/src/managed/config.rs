@@ -9,8 +9,10 @@ use super::ManagedOptions;
 pub(super) enum Generation {
     /// 1.6 and 1.7: `version = 2`.
     One,
-    /// 2.0 and later: `version = 3`, with the CRI plugin in two parts.
+    /// 2.0: `version = 3`, with the CRI plugin in three parts.
     Two,
+    /// 2.1 and later: the plugins' directory is a list. 2.3 no longer knows the single one.
+    TwoOne,
 }
 
 impl Generation {
@@ -26,7 +28,8 @@ impl Generation {
             (0, _) => None,
             (1, minor) if minor < 6 => None,
             (1, _) => Some(Self::One),
-            _ => Some(Self::Two),
+            (2, 0) => Some(Self::Two),
+            _ => Some(Self::TwoOne),
         }
     }
 }
@@ -80,7 +83,7 @@ pub(super) fn render(
     );
     text += match generation {
         Generation::One => "version = 2\n",
-        Generation::Two => "version = 3\n",
+        Generation::Two | Generation::TwoOne => "version = 3\n",
     };
     text += &format!(
         "root = {}\nstate = {}\n",
@@ -108,7 +111,7 @@ pub(super) fn render(
     text += "[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n\n";
     text += &match generation {
         Generation::One => one(options, snapshotter),
-        Generation::Two => two(options, snapshotter),
+        Generation::Two | Generation::TwoOne => two(options, generation, snapshotter),
     };
     text
 }
@@ -127,13 +130,13 @@ fn one(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
         snapshotter.name()
     );
     text += &runc(options, &format!("{cri}.containerd.runtimes.runc"));
-    text += &format!("\n[{cri}.cni]\n{}", cni(options));
+    text += &format!("\n[{cri}.cni]\n{}", cni(options, Generation::One));
     text += &registry(options, &format!("{cri}.registry"));
     text
 }
 
 /// CRI is three plugins: images, runtime and the service that streams.
-fn two(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
+fn two(options: &ManagedOptions, generation: Generation, snapshotter: Snapshotter) -> String {
     let images = "plugins.\"io.containerd.cri.v1.images\"";
     let runtime = "plugins.\"io.containerd.cri.v1.runtime\"";
     let mut text = format!(
@@ -145,7 +148,7 @@ fn two(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
     text += &format!("\n[{runtime}]\n{}", runtime_keys(options));
     text += &format!("\n[{runtime}.containerd]\ndefault_runtime_name = \"runc\"\n");
     text += &runc(options, &format!("{runtime}.containerd.runtimes.runc"));
-    text += &format!("\n[{runtime}.cni]\n{}", cni(options));
+    text += &format!("\n[{runtime}.cni]\n{}", cni(options, generation));
     text += &format!("\n[plugins.\"io.containerd.grpc.v1.cri\"]\n{STREAMING}");
     text
 }
@@ -168,12 +171,13 @@ fn runc(options: &ManagedOptions, table: &str) -> String {
     )
 }
 
-fn cni(options: &ManagedOptions) -> String {
-    format!(
-        "bin_dir = {}\nconf_dir = {}\n",
-        quoted(&options.cni_bin_dir),
-        quoted(&options.cni_conf_dir)
-    )
+fn cni(options: &ManagedOptions, generation: Generation) -> String {
+    let plugins = quoted(&options.cni_bin_dir);
+    let plugins = match generation {
+        Generation::One | Generation::Two => format!("bin_dir = {plugins}"),
+        Generation::TwoOne => format!("bin_dirs = [{plugins}]"),
+    };
+    format!("{plugins}\nconf_dir = {}\n", quoted(&options.cni_conf_dir))
 }
 
 fn registry(options: &ManagedOptions, table: &str) -> String {
@@ -222,8 +226,16 @@ mod tests {
                 Some(Generation::One),
             ),
             (
-                "containerd github.com/k3s-io/containerd v2.1.4-k3s1 abc",
+                "containerd github.com/containerd/containerd/v2 2.0.5 fb4c30d",
                 Some(Generation::Two),
+            ),
+            (
+                "containerd github.com/k3s-io/containerd v2.1.4-k3s1 abc",
+                Some(Generation::TwoOne),
+            ),
+            (
+                "containerd github.com/containerd/containerd/v2 2.1.9+unknown ",
+                Some(Generation::TwoOne),
             ),
             ("containerd github.com/containerd/containerd 1.5.9 x", None),
             ("containerd", None),
@@ -252,6 +264,9 @@ mod tests {
         assert!(two.contains("snapshotter = \"native\""));
         assert!(two.contains("  \"io.containerd.snapshotter.v1.overlayfs\",\n"));
         assert!(two.contains("version = 3\n"));
+        assert!(two.contains("bin_dir = \"/usr/lib/cni\""));
+        let later = render(&options, Generation::TwoOne, Snapshotter::Native);
+        assert!(later.contains("bin_dirs = [\"/usr/lib/cni\"]"));
         assert!(two.contains("pinned_images]\nsandbox = \"rancher/mirrored-pause:3.10.2\""));
         assert!(two.contains("oom_score = -999\n"));
         assert!(two.contains("cri.v1.images\".registry]\nconfig_path = \"/data/certs.d\""));
