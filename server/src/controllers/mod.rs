@@ -9,6 +9,7 @@ pub mod deployment;
 pub mod endpoints;
 pub mod events;
 pub mod eviction;
+pub mod garbage;
 pub mod lifecycle;
 pub mod namespaces;
 pub mod nodes;
@@ -135,6 +136,7 @@ pub fn start(context: &Context, root_ca: &str, stop: &watch::Receiver<bool>) -> 
     start.one(lifecycle::Lifecycle::new(context));
     start.one(eviction::Eviction::new(context));
     start.one(pod_gc::PodGc::new(context));
+    start.one(garbage::Garbage { context: context.clone() });
     tasks
 }
 
