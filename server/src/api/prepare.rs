@@ -106,6 +106,8 @@ pub(super) fn create(
         .flatten();
     validate::create(kind, &object)?;
     admission::create(kind, &mut object, actor, account.as_deref())?;
+    // Looking into an absent list for writing leaves a null there.
+    meta::drop_nulls(&mut object);
     Ok(object)
 }
 

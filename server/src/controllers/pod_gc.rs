@@ -1,5 +1,5 @@
-//! What no one else clears away: pods of nodes that are gone, ended pods no node ever had, old events, and passwords
-//! of nodes that never came.
+//! What no one else clears away: pods of nodes that are gone, ended pods no node ever had, and passwords of nodes that
+//! never came.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,8 +15,6 @@ use crate::api::{ApiStatus, DeleteOptions, Kind, Selectors, Subresource, kind};
 
 /// A node has to be gone for this long before its pods go: it may be registering anew.
 const QUARANTINE: Duration = Duration::from_secs(40);
-/// How long events are kept.
-const EVENT_LIFETIME: time::Duration = time::Duration::hours(1);
 /// How long a password waits for its Node.
 const PASSWORD_LIFETIME: time::Duration = time::Duration::minutes(10);
 const SWEEP: Duration = Duration::from_secs(60);
@@ -124,45 +122,24 @@ impl PodGc {
 
     async fn sweep(&self, now: OffsetDateTime) -> Result<(), ApiStatus> {
         let registry = &self.context.registry;
-        let (events, _) = registry.list(&kind::EVENT, None, &Selectors::default());
-        for event in events.iter().filter(|event| is_old_event(event, now)) {
-            self.delete(&kind::EVENT, event).await?;
-        }
         let (secrets, _) = registry.list(&kind::SECRET, Some("kube-system"), &Selectors::default());
         for secret in secrets.iter().filter(|secret| is_forlorn_password(secret, now)) {
-            self.delete(&kind::SECRET, secret).await?;
+            let (actor, name) = (&self.context.actor, object::name(secret));
+            match registry.delete(&kind::SECRET, Some("kube-system"), name, DeleteOptions::default(), actor).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }
-
-    async fn delete(&self, kind: &'static Kind, object: &Value) -> Result<(), ApiStatus> {
-        let (registry, actor) = (&self.context.registry, &self.context.actor);
-        let namespace = Some(object::namespace(object));
-        match registry.delete(kind, namespace, object::name(object), DeleteOptions::default(), actor).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn is_older(object: &Value, fields: &[&str], age: time::Duration, now: OffsetDateTime) -> bool {
-    fields
-        .iter()
-        .filter_map(|field| object.pointer(field)?.as_str().and_then(clock::parse))
-        .max()
-        .is_some_and(|time| time + age < now)
-}
-
-fn is_old_event(event: &Value, now: OffsetDateTime) -> bool {
-    let fields = ["/lastTimestamp", "/series/lastObservedTime", "/eventTime", "/metadata/creationTimestamp"];
-    is_older(event, &fields, EVENT_LIFETIME, now)
 }
 
 fn is_forlorn_password(secret: &Value, now: OffsetDateTime) -> bool {
     let owned = secret["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
+    let created = secret["metadata"]["creationTimestamp"].as_str().and_then(clock::parse);
     secret["type"] == "k3s.cattle.io/node-password"
         && !owned
-        && is_older(secret, &["/metadata/creationTimestamp"], PASSWORD_LIFETIME, now)
+        && created.is_some_and(|created| created + PASSWORD_LIFETIME < now)
 }
 
 #[cfg(test)]
@@ -170,11 +147,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn age_counts_from_the_latest_time() {
+    fn password_waits_ten_minutes_for_its_node() {
         let now = clock::parse("2026-11-23T05:00:00Z").unwrap();
-        let event = |last: &str| json!({ "metadata": { "creationTimestamp": "2026-11-23T01:00:00Z" }, "lastTimestamp": last });
-        assert!(is_old_event(&event("2026-11-23T03:59:59Z"), now));
-        assert!(!is_old_event(&event("2026-11-23T04:30:00Z"), now));
         let mut secret = json!({ "type": "k3s.cattle.io/node-password",
             "metadata": { "creationTimestamp": "2026-11-23T04:49:00Z" } });
         assert!(is_forlorn_password(&secret, now));

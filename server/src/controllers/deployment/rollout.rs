@@ -150,15 +150,12 @@ pub(super) fn decide(view: &View<'_>, old_pods_run: &dyn Fn() -> bool) -> Vec<St
     if view.deployment["spec"]["paused"] == true || is_scaling(view) {
         return scale(view).into_iter().chain(clean_up(view)).collect();
     }
+    let rollout = if view.is_rolling() { rolling(view) } else { recreate(view, old_pods_run) };
     let mut steps = new_set_annotations(view);
-    if view.is_rolling() {
-        steps.extend(rolling(view));
-    } else {
-        steps.extend(recreate(view, old_pods_run));
-    }
-    if steps.is_empty() && super::status::is_complete(view) {
+    if rollout.is_empty() && super::status::is_complete(view) {
         steps.extend(clean_up(view));
     }
+    steps.extend(rollout);
     steps
 }
 
