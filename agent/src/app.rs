@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tunnel::allow::{Allow, EgressMode, Rules};
 use tunnel::link::{LinkState, LinksOptions, TcpDial};
+use tunnel::session::Timing;
 
 use crate::api::client::Settings;
 use crate::api::servers::Servers;
@@ -118,7 +119,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
             states: link_states.clone(),
             stop: stop.clone(),
             local: tokio::runtime::Handle::current(),
-            timing: cluster::link_timing(),
+            timing: Timing::default(),
         },
         metrics: Arc::clone(&metrics),
         stop: stop.clone(),

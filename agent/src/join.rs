@@ -12,6 +12,7 @@ use crate::commands::load;
 use crate::config::{Config, DEFAULT_FILE};
 use crate::ledger::write_whole;
 use crate::node::address;
+use crate::preflight::{self, Level};
 
 /// One line of progress on standard output.
 fn say(text: &str) {
@@ -30,6 +31,7 @@ pub async fn run(args: Join) -> anyhow::Result<()> {
     for warning in warnings {
         say(&format!("warning: {warning}"));
     }
+    check_machine(&config, args.yes)?;
     let text = token_text(&config)?;
     let token = Token::parse(&text).context("reading the token")?;
     let server = ServerAddr::from_url(&config.server)?;
@@ -54,6 +56,20 @@ pub async fn run(args: Join) -> anyhow::Result<()> {
     let written = write_config(&file, &args, &config, &token_file)?;
     say(&format!("wrote {} and {}", written.display(), token_file.display()));
     start(&file, &config).await
+}
+
+/// Says what is wrong with the machine; what would keep pods from running ends the join.
+fn check_machine(config: &Config, fix: bool) -> anyhow::Result<()> {
+    let mut findings = preflight::judge(&preflight::Facts::gather(config));
+    if fix && preflight::fix(&findings)? > 0 {
+        findings = preflight::judge(&preflight::Facts::gather(config));
+    }
+    for finding in findings.iter().filter(|finding| finding.level != Level::Pass) {
+        say(&preflight::line(finding));
+    }
+    let blocked = findings.iter().filter(|finding| finding.level == Level::Blocked).count();
+    anyhow::ensure!(blocked == 0, "{blocked} of the checks above keep pods from running; look at: edge-agent preflight");
+    Ok(())
 }
 
 fn flags(args: &Join) -> Vec<(&'static str, String)> {

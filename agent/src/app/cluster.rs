@@ -9,7 +9,6 @@ use anyhow::Context;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 use tunnel::link::LinkState;
-use tunnel::session::Timing;
 use tunnel::{Identity, JoinOptions, ServerAddr, Token, balancer, identity, tls};
 
 use crate::backoff::{Backoff, jitter};
@@ -22,11 +21,6 @@ use crate::node::address;
 const RENEW_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A look at the list of servers when nothing has happened.
 const SERVERS_EVERY: Duration = Duration::from_secs(3600);
-
-/// Pings of the tunnel: half of K3s' own rate is enough, the lease proves the network too.
-pub(super) fn link_timing() -> Timing {
-    Timing { ping_every: Duration::from_secs(15), dead_after: Duration::from_secs(40), ..Timing::default() }
-}
 
 /// The identity, and channels that carry its renewals.
 pub(super) struct Cluster {
