@@ -290,7 +290,7 @@ fn encode(path: &str, body: &impl Serialize) -> Result<Bytes, Error> {
 }
 
 fn decode<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body).map_err(|error| Error::Decode { path: path.to_owned(), cause: error.to_string() })
+    from_json(body).map_err(|error| Error::Decode { path: path.to_owned(), cause: error.to_string() })
 }
 
 /// A Kubernetes Status, or the first line of whatever else the body is.
@@ -309,6 +309,28 @@ pub(super) fn status_error(code: u16, body: &[u8]) -> Error {
             let line = text.lines().next().unwrap_or_default();
             Error::Status { code, reason: String::new(), message: line.chars().take(200).collect() }
         }
+    }
+}
+
+/// Decodes as Go does: `null` means absent. Costs a second pass only where the plain one fails.
+pub(super) fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+    let first = match serde_json::from_slice(body) {
+        Ok(object) => return Ok(object),
+        Err(error) => error,
+    };
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(body) else { return Err(first) };
+    drop_nulls(&mut value);
+    serde_json::from_value(value).map_err(|_| first)
+}
+
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }
 

@@ -206,7 +206,7 @@ fn take_line<T: DeserializeOwned + Object>(line: &[u8], version: &mut String, re
     let parsed: Line<'_> = serde_json::from_slice(line).map_err(bad)?;
     match parsed.kind {
         "ADDED" | "MODIFIED" | "DELETED" => {
-            let object: T = match serde_json::from_str(parsed.object.get()) {
+            let object: T = match super::client::from_json(parsed.object.get().as_bytes()) {
                 Ok(object) => object,
                 Err(error) => {
                     // One object nobody can read must not stop the others; its version still counts.
