@@ -474,6 +474,27 @@ async fn containerd_is_adopted_and_its_death_ends_no_pod() {
         ContainerState::ContainerRunning
     );
 
+    // A lost pid file hides it from nobody.
+    std::fs::remove_file(machine.options.state.join("containerd.pid")).unwrap();
+    let found = Managed::start(&machine.options).await.unwrap();
+    assert_eq!((found.adopted, found.pid), (true, second.pid));
+
+    // Kept: it comes back by itself, also when it was adopted and is nobody's child.
+    let keeper = tokio::spawn(found.keep(machine.options.clone()));
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(second.pid as i32),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    drop(second);
+    let again = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
+    assert_eq!(again.expect("a sign"), RuntimeEvent::LookAgain);
+    let status = client.container_status(&pod.container).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    Managed::start(&machine.options).await.unwrap();
+    keeper.abort();
+    let _ = keeper.await;
+
     // A changed configuration restarts it, and again no pod ends.
     let mut changed = machine.options.clone();
     changed.registry_config = Some(machine.dir.path().join("certs.d"));

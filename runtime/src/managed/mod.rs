@@ -23,6 +23,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use self::config::{Generation, Snapshotter};
@@ -87,15 +89,15 @@ impl ManagedOptions {
         self.state.join("containerd.pid")
     }
 
-    /// The living process a former agent started with these options.
+    /// The living process a former agent started with these options. Usually the pid file names it; when that agent
+    /// died before it was written, or somebody removed it, the process table does.
     fn living(&self) -> Option<Process> {
-        let process = Process::from_line(&fs::read_to_string(self.pid_file()).ok()?)?;
         let ours = self.config_file();
-        (process.is_alive()
-            && process::arguments(process.pid)
-                .iter()
-                .any(|argument| Path::new(argument) == ours))
-        .then_some(process)
+        let noted = fs::read_to_string(self.pid_file())
+            .ok()
+            .and_then(|line| Process::from_line(&line))
+            .filter(|process| process.is_alive() && process::has_argument(process.pid, &ours));
+        noted.or_else(|| process::with_argument("containerd", &ours))
     }
 
     fn failed(&self, problem: impl Into<String>) -> Error {
@@ -185,9 +187,16 @@ impl Managed {
             let _ = child.wait().await;
             return;
         }
-        // Not our child: nobody tells us. Its pods run on without it, so a look now and then will do.
+        // Not our child, so nobody tells us; but its end of a connection goes when it goes. It closes a silent
+        // connection after two minutes, and then we make another.
         while self.process.is_alive() {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            match UnixStream::connect(&self.socket).await {
+                Ok(mut stream) => {
+                    let mut greeting = [0; 256];
+                    while stream.read(&mut greeting).await.is_ok_and(|n| n > 0) {}
+                }
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
         }
     }
 

@@ -72,12 +72,32 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 /// The command line of a process; empty for kernel threads and for what is gone.
-pub(super) fn arguments(pid: u32) -> Vec<String> {
+fn arguments(pid: u32) -> Vec<String> {
     fs::read(format!("/proc/{pid}/cmdline"))
         .unwrap_or_default()
         .split(|b| *b == 0)
         .map(|part| String::from_utf8_lossy(part).into_owned())
         .collect()
+}
+
+/// Whether one argument of a living process is this path.
+pub(super) fn has_argument(pid: u32, path: &Path) -> bool {
+    arguments(pid)
+        .iter()
+        .any(|argument| Path::new(argument) == path)
+}
+
+/// The process of this program name that was given this path.
+pub(super) fn with_argument(program: &str, path: &Path) -> Option<Process> {
+    all()
+        .into_iter()
+        .filter(|pid| {
+            arguments(*pid)
+                .first()
+                .is_some_and(|first| Path::new(first).file_name() == Some(program.as_ref()))
+                && has_argument(*pid, path)
+        })
+        .find_map(Process::find)
 }
 
 /// Shims that report to the containerd of `socket`.
