@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::routes::Peer;
+use crate::vxlan::{self, Mac, VxlanPeer};
 
 /// `"true"` on every node that takes part; others are ignored.
 pub const KUBE_SUBNET_MANAGER: &str = "flannel.alpha.coreos.com/kube-subnet-manager";
@@ -64,6 +65,55 @@ pub fn annotations(public_ips: &[IpAddr]) -> BTreeMap<&'static str, String> {
         all.insert(data, "null".to_owned());
     }
     all
+}
+
+/// The annotations of a node that uses vxlan: its address and its device's MAC, per family.
+pub fn vxlan_annotations(ends: &[(IpAddr, Mac)]) -> BTreeMap<&'static str, String> {
+    let mut all = BTreeMap::from([
+        (KUBE_SUBNET_MANAGER, "true".to_owned()),
+        (BACKEND_TYPE, Backend::Vxlan.as_str().to_owned()),
+    ]);
+    for (ip, mac) in ends {
+        let (address, data) = match ip {
+            IpAddr::V4(_) => (PUBLIC_IP, BACKEND_DATA),
+            IpAddr::V6(_) => (PUBLIC_IPV6, BACKEND_V6_DATA),
+        };
+        all.insert(address, ip.to_string());
+        all.insert(
+            data,
+            format!("{{\"VNI\":{},\"VtepMAC\":\"{mac}\"}}", vxlan::VNI),
+        );
+    }
+    all
+}
+
+/// The MAC in an annotation of a vxlan node, the own one's included; `None` if it is not there or of another VNI.
+pub fn vtep_mac(annotations: &BTreeMap<String, String>, key: &str) -> Option<Mac> {
+    #[derive(serde::Deserialize)]
+    struct Data {
+        #[serde(rename = "VNI")]
+        vni: u32,
+        #[serde(rename = "VtepMAC")]
+        mac: String,
+    }
+    let data: Data = serde_json::from_str(annotations.get(key)?).ok()?;
+    (data.vni == vxlan::VNI)
+        .then(|| data.mac.parse().ok())
+        .flatten()
+}
+
+/// A vxlan peer as its Node object describes it.
+pub fn vxlan_peer(
+    name: &str,
+    annotations: &BTreeMap<String, String>,
+    pod_cidrs: &[IpNet],
+) -> Option<VxlanPeer> {
+    let peer = peer(name, annotations, pod_cidrs, Backend::Vxlan)?;
+    let (mac, mac_v6) = (
+        vtep_mac(annotations, BACKEND_DATA),
+        vtep_mac(annotations, BACKEND_V6_DATA),
+    );
+    (mac.is_some() || mac_v6.is_some()).then_some(VxlanPeer { peer, mac, mac_v6 })
 }
 
 /// A peer as its Node object describes it; `None` if it does not take part with this backend or is not ready to (no
@@ -128,5 +178,32 @@ mod tests {
         assert_eq!(peer("b", &written, &[cidr], Backend::Vxlan), None);
         assert_eq!(peer("b", &written, &[], Backend::HostGw), None);
         assert_eq!(peer("b", &BTreeMap::new(), &[cidr], Backend::HostGw), None);
+    }
+
+    #[test]
+    fn vxlan_data_is_spelled_as_flannel_does_and_read_back() {
+        let mac: Mac = "aa:bb:cc:dd:ee:ff".parse().unwrap();
+        let ends = [
+            ("192.168.1.13".parse().unwrap(), mac),
+            ("2001:db8::13".parse().unwrap(), mac),
+        ];
+        let written = owned(vxlan_annotations(&ends));
+        assert_eq!(
+            written[BACKEND_DATA],
+            r#"{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#
+        );
+        assert_eq!(written[BACKEND_TYPE], "vxlan");
+        let cidr: IpNet = "10.42.3.0/24".parse().unwrap();
+        let found = vxlan_peer("b", &written, &[cidr]).unwrap();
+        assert_eq!((found.mac, found.mac_v6), (Some(mac), Some(mac)));
+        let mut other = written.clone();
+        for (data, left) in [
+            ("null", None),
+            (r#"{"VNI":4096,"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#, None),
+            ("{", None),
+        ] {
+            other.insert(BACKEND_DATA.to_owned(), data.to_owned());
+            assert_eq!(vtep_mac(&other, BACKEND_DATA), left, "{data}");
+        }
     }
 }

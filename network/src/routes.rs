@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::netlink::{ExistingRoute, Netlink};
+pub use crate::netlink::ExistingRoute;
+use crate::netlink::Netlink;
 use crate::{Error, Result};
 
 /// The protocol number of our routes (`ip route show proto 233`). Two instances in one network namespace need two.
@@ -41,8 +42,10 @@ pub struct Own {
 pub struct Route {
     /// A peer's podCIDR.
     pub destination: IpNet,
-    /// The peer's address.
+    /// The next hop: the peer's address, or with vxlan the first address of its podCIDR.
     pub gateway: IpAddr,
+    /// Index of the device, whose network need not contain the next hop; `None` leaves it to the kernel.
+    pub device: Option<u32>,
 }
 
 /// A step towards the wanted routes.
@@ -91,28 +94,49 @@ pub struct Plan {
 
 /// Compares the wanted routes with those there are. `existing` are all routes of the main table, foreign ones included.
 pub fn plan(peers: &[Peer], own: &Own, existing: &[ExistingRoute], protocol: u8) -> Plan {
+    plan_with(peers, own, existing, protocol, |peer, destination| {
+        let gateway = peer
+            .ips
+            .iter()
+            .find(|ip| ip.is_ipv4() == destination.addr().is_ipv4())?;
+        Some(Route {
+            destination,
+            gateway: *gateway,
+            device: None,
+        })
+    })
+}
+
+/// The same with another way to a peer; `via` says `None` when the peer has no address of that family.
+pub(crate) fn plan_with(
+    peers: &[Peer],
+    own: &Own,
+    existing: &[ExistingRoute],
+    protocol: u8,
+    via: impl Fn(&Peer, IpNet) -> Option<Route>,
+) -> Plan {
     let mut plan = Plan::default();
-    let mut wanted: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
+    let mut wanted: BTreeMap<IpNet, Route> = BTreeMap::new();
     let mut by_name: Vec<&Peer> = peers.iter().filter(|peer| peer.name != own.name).collect();
     by_name.sort_by(|a, b| a.name.cmp(&b.name));
 
     for peer in by_name {
         for cidr in peer.pod_cidrs.iter().map(IpNet::trunc) {
-            let foreign = existing
-                .iter()
-                .any(|route| route.destination == cidr && route.protocol != protocol);
-            let gateway = peer
-                .ips
-                .iter()
-                .find(|ip| ip.is_ipv4() == cidr.addr().is_ipv4());
-            let reason = match gateway {
+            let route = via(peer, cidr);
+            // A foreign route that is the very same does its work; flannel leaves such ones behind.
+            let foreign = existing.iter().any(|there| {
+                there.destination == cidr
+                    && there.protocol != protocol
+                    && !route.is_some_and(|route| same(&route, there))
+            });
+            let reason = match route {
                 _ if own.pod_cidrs.iter().any(|ours| overlap(ours, &cidr)) => Reason::OverlapsOwn,
                 _ if wanted.keys().any(|other| overlap(other, &cidr)) => Reason::OverlapsPeer,
                 None => Reason::NoAddress,
-                Some(ip) if own.ips.contains(ip) => Reason::OwnAddress,
+                Some(route) if own.ips.contains(&route.gateway) => Reason::OwnAddress,
                 Some(_) if foreign => Reason::ForeignRoute,
-                Some(ip) => {
-                    wanted.insert(cidr, *ip);
+                Some(route) => {
+                    wanted.insert(cidr, route);
                     continue;
                 }
             };
@@ -124,29 +148,31 @@ pub fn plan(peers: &[Peer], own: &Own, existing: &[ExistingRoute], protocol: u8)
         }
     }
 
-    let ours = || existing.iter().filter(|route| route.protocol == protocol);
-    for route in ours() {
+    for there in existing.iter().filter(|there| there.protocol == protocol) {
         let keep = wanted
-            .get(&route.destination)
-            .is_some_and(|gateway| route.gateway == Some(*gateway));
-        if let (false, Some(gateway)) = (keep, route.gateway) {
+            .get(&there.destination)
+            .is_some_and(|route| same(route, there));
+        if let (false, Some(gateway)) = (keep, there.gateway) {
             plan.changes.push(RouteChange::Delete(Route {
-                destination: route.destination,
+                destination: there.destination,
                 gateway,
+                device: there.interface,
             }));
         }
     }
-    for (destination, gateway) in wanted {
-        let there =
-            ours().any(|route| route.destination == destination && route.gateway == Some(gateway));
-        if !there {
-            plan.changes.push(RouteChange::Add(Route {
-                destination,
-                gateway,
-            }));
+    for route in wanted.into_values() {
+        if !existing.iter().any(|there| same(&route, there)) {
+            plan.changes.push(RouteChange::Add(route));
         }
     }
     plan
+}
+
+/// Whether that route is the one wanted.
+fn same(route: &Route, there: &ExistingRoute) -> bool {
+    route.destination == there.destination
+        && there.gateway == Some(route.gateway)
+        && (route.device.is_none() || route.device == there.interface)
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {

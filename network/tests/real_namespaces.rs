@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use network::routes::{PROTOCOL, Reason, RouteChange};
 use network::{
-    Firewall, Masquerade, Own, Peer, Routes, default_interface, delete_interface, sysctl,
+    Firewall, Masquerade, Own, Peer, Routes, Vxlan, VxlanPeer, default_interface, delete_interface,
+    flannel, interface, sysctl,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -339,4 +340,102 @@ fn a_forward_policy_of_drop_is_opened_for_pods_and_closed_again() {
     assert_eq!(rules.matches("10.42.0.0/16").count(), 2, "{rules}");
     ns.inside(|| Firewall::new("n").remove().unwrap());
     assert_eq!(ns.run("iptables -S FORWARD").trim(), "-P FORWARD DROP");
+}
+
+/// Node A is ours, node B is set up by hand as flannel does it.
+#[test]
+fn vxlan_carries_pods_to_a_node_that_flannel_set_up() {
+    let test = "vxlan_carries_pods_to_a_node_that_flannel_set_up";
+    if !able(test) {
+        return;
+    }
+    let [node_a, node_b, pod_a, pod_b] = [(); 4].map(|()| Namespace::new());
+    node_a.cable("wire", &node_b, "wire");
+    for (node, pod, number) in [(&node_a, &pod_a, 1), (&node_b, &pod_b, 2)] {
+        node.run(&format!("ip address add 192.168.77.{number}/24 dev wire"));
+        node.cable("pods", pod, "eth0");
+        node.run(&format!("ip address add 10.42.{number}.1/24 dev pods"));
+        pod.run(&format!("ip address add 10.42.{number}.2/24 dev eth0"));
+        pod.run(&format!("ip route add default via 10.42.{number}.1"));
+        node.inside(|| sysctl::enable_forwarding(false).unwrap());
+    }
+    let possible = node_b.inside(|| {
+        let words = "link add flannel.1 type vxlan id 1 dev wire local 192.168.77.2 dstport 8472 nolearning";
+        Command::new("ip").args(words.split(' ')).stderr(Stdio::null()).status().unwrap().success()
+    });
+    if !possible {
+        eprintln!("\nSKIP network::{test}: this kernel has no vxlan");
+        return;
+    }
+
+    let local: IpAddr = "192.168.77.1".parse().unwrap();
+    let open =
+        move || Vxlan::open(&interface("wire").unwrap().unwrap(), local, None, PROTOCOL).unwrap();
+    // A device that does not fit is replaced, one that fits is kept with its MAC.
+    node_a.run("ip link add flannel.1 type vxlan id 2 dev wire dstport 4789");
+    let mut ours = node_a.inside(open);
+    assert_eq!(node_a.inside(open).mac(), ours.mac());
+    assert_eq!(ours.mtu(), 1450);
+    let mac = ours.mac();
+
+    let mac_b = "02:00:00:00:00:0b";
+    for command in [
+        format!("ip link set flannel.1 address {mac_b} mtu 1450 up"),
+        "ip address add 10.42.2.0/32 dev flannel.1".to_owned(),
+        format!("ip neighbour add 10.42.1.0 lladdr {mac} nud permanent dev flannel.1"),
+        format!("bridge fdb add {mac} dst 192.168.77.1 dev flannel.1 self permanent"),
+        "ip route add 10.42.1.0/24 via 10.42.1.0 dev flannel.1 onlink".to_owned(),
+    ] {
+        node_b.run(&command);
+    }
+    let theirs =
+        flannel::vxlan_annotations(&[("192.168.77.2".parse().unwrap(), mac_b.parse().unwrap())]);
+    let theirs = theirs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+    let peer: VxlanPeer =
+        flannel::vxlan_peer("b", &theirs, &["10.42.2.0/24".parse().unwrap()]).unwrap();
+    let own = Own {
+        name: "a".to_owned(),
+        pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()],
+        ips: vec![local],
+    };
+    ours.set_pod_cidr(&"10.42.9.0/24".parse().unwrap()).unwrap();
+    ours.set_pod_cidr(&own.pod_cidrs[0]).unwrap();
+    let synced = ours.sync(std::slice::from_ref(&peer), &own).unwrap();
+    assert_eq!(
+        (synced.changed, synced.failed.len(), synced.refused.len()),
+        (3, 0, 0),
+        "{synced:?}"
+    );
+    assert_eq!(
+        ours.sync(&[peer], &own).unwrap().changed,
+        0,
+        "the second time there is nothing to do"
+    );
+    let addresses = node_a.run("ip -4 -oneline address show dev flannel.1");
+    assert!(
+        addresses.contains("10.42.1.0/32") && !addresses.contains("10.42.9.0"),
+        "{addresses}"
+    );
+
+    assert_eq!(
+        seen_by(&pod_b, "10.42.2.2", &pod_a),
+        "10.42.1.2".parse::<IpAddr>().unwrap()
+    );
+    assert_eq!(
+        seen_by(&pod_a, "10.42.1.2", &pod_b),
+        "10.42.2.2".parse::<IpAddr>().unwrap()
+    );
+
+    assert_eq!(ours.sync(&[], &own).unwrap().changed, 3);
+    assert!(!node_a.run("bridge fdb show dev flannel.1").contains(mac_b));
+    assert!(
+        !node_a
+            .run("ip neighbour show dev flannel.1")
+            .contains(mac_b)
+    );
+    ours.remove().unwrap();
+    assert!(!node_a.run("ip link show").contains("flannel.1"));
 }
