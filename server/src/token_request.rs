@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::api::{ApiStatus, Cause, Registry, kind};
+use crate::api::{ApiStatus, Cause, Registry, kind, request};
 use crate::auth::Identity;
 use crate::controllers::{clock, object};
 use crate::http::{Body, RequestInfo, full};
 use crate::tokens::{Claim, Tokens};
 
-const BODY_LIMIT: usize = 64 * 1024;
 const SHORTEST: i64 = 600;
 const LONGEST: i64 = 1 << 32;
 const DEFAULT: i64 = 3600;
@@ -25,19 +23,14 @@ pub async fn serve(
     registry: &Arc<Registry>,
     tokens: &Tokens,
     info: &RequestInfo,
-    request: Request<Incoming>,
+    incoming: Request<Incoming>,
     identity: &Identity,
 ) -> Result<Response<Body>, ApiStatus> {
-    if request.method() != Method::POST {
+    if incoming.method() != Method::POST {
         return Err(ApiStatus::method_not_allowed());
     }
-    let body = Limited::new(request.into_body(), BODY_LIMIT)
-        .collect()
-        .await
-        .map_err(|_| ApiStatus::too_large(BODY_LIMIT))?
-        .to_bytes();
-    let mut asked: Value = serde_json::from_slice(&body)
-        .map_err(|error| ApiStatus::bad_request(format!("TokenRequest in the body is not JSON: {error}")))?;
+    let media = request::content_type(incoming.headers());
+    let mut asked = request::decode(&media, &request::read_body(incoming.into_body()).await?)?;
     let account = registry.get(&kind::SERVICE_ACCOUNT, Some(&info.namespace), &info.name)?;
     let lifetime = lifetime(&asked)?;
     let audiences: Vec<String> = asked["spec"]["audiences"]

@@ -8,6 +8,7 @@ use hyper::{HeaderMap, Method, header};
 use serde_json::Value;
 
 use super::status::ApiStatus;
+use crate::openapi::wire;
 
 /// Larger bodies are refused with 413, as by the real server.
 pub const BODY_LIMIT: usize = 3 * 1024 * 1024;
@@ -271,9 +272,16 @@ pub fn decode(media: &str, body: &[u8]) -> Result<Value, ApiStatus> {
             .map_err(|error| {
                 ApiStatus::bad_request(format!("error converting YAML to JSON: {error}"))
             }),
+        "application/vnd.kubernetes.protobuf" => wire::decode(body).map_err(|error| {
+            ApiStatus::bad_request(format!("error decoding protobuf: {error}"))
+        }),
         other => Err(ApiStatus::unsupported_media_type(
             other,
-            &["application/json", "application/yaml"],
+            &[
+                "application/json",
+                "application/yaml",
+                "application/vnd.kubernetes.protobuf",
+            ],
         )),
     }
 }

@@ -7,6 +7,7 @@ pub mod conform;
 mod document;
 mod proto;
 pub mod schema;
+pub mod wire;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};

@@ -33,6 +33,8 @@ pub struct Field {
     /// A list of plain values that patches add to.
     pub set: bool,
     pub retain_keys: bool,
+    /// Field number of the protobuf form, 0 when not given.
+    pub number: u64,
     pub text: String,
 }
 
@@ -78,6 +80,11 @@ impl Schema {
         self.by_name
             .get(&format!("{package}.{kind}"))
             .map(|i| &self.types[*i])
+    }
+
+    /// A type by its definition name.
+    pub fn named(&self, definition: &str) -> Option<&TypeDef> {
+        self.by_name.get(definition).map(|i| &self.types[*i])
     }
 
     pub fn at(&self, index: usize) -> &TypeDef {
@@ -151,6 +158,7 @@ fn parse_field(head: &str, text: &str) -> (Field, String) {
         keys: Vec::new(),
         set: false,
         retain_keys: false,
+        number: 0,
         text: text.to_owned(),
     };
     let ty = words.next().unwrap_or_default().to_owned();
@@ -160,7 +168,9 @@ fn parse_field(head: &str, text: &str) -> (Field, String) {
             "set" => field.set = true,
             "keep" => field.retain_keys = true,
             other => {
-                if let Some(keys) = other.strip_prefix("key=") {
+                if let Some(number) = other.strip_prefix('=') {
+                    field.number = number.parse().unwrap_or(0);
+                } else if let Some(keys) = other.strip_prefix("key=") {
                     field.keys = keys.split(',').map(str::to_owned).collect();
                 }
             }
