@@ -12,10 +12,8 @@ use super::meta::{Object, ObjectMeta};
 pub struct ConfigMap {
     pub metadata: ObjectMeta,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub data: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub binary_data: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub immutable: Option<bool>,
@@ -29,7 +27,6 @@ pub struct Secret {
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub data: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub immutable: Option<bool>,
@@ -65,11 +62,9 @@ pub struct ServiceSpec {
     #[serde(rename = "clusterIP")]
     pub cluster_ip: String,
     #[serde(rename = "clusterIPs")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub cluster_ips: Vec<String>,
     #[serde(rename = "type")]
     pub kind: String,
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub ports: Vec<ServicePort>,
 }
 

@@ -25,13 +25,10 @@ pub struct ObjectMeta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_grace_period_seconds: Option<i64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub annotations: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub owner_references: Vec<OwnerReference>,
 }
 

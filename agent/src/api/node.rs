@@ -22,9 +22,7 @@ pub struct NodeSpec {
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
     #[serde(rename = "podCIDRs")]
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub pod_cidrs: Vec<String>,
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub taints: Vec<NodeTaint>,
     pub unschedulable: bool,
 }
@@ -43,9 +41,7 @@ pub struct NodeTaint {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeStatus {
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub addresses: Vec<NodeAddress>,
-    #[serde(deserialize_with = "crate::api::pod::null_is_default")]
     pub conditions: Vec<NodeCondition>,
     pub node_info: NodeInfo,
 }
