@@ -278,6 +278,8 @@ where
 fn socket_error(error: WsError) -> Error {
     match error {
         WsError::ConnectionClosed | WsError::AlreadyClosed => Error::Closed,
+        // A server that dies, or is stopped, says no goodbye in TLS.
+        WsError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Error::Closed,
         WsError::Io(source) => Error::Socket { source },
         WsError::Protocol(e) => Error::Protocol {
             reason: e.to_string(),

@@ -127,7 +127,7 @@ pub async fn run(opts: LinkOptions) {
     let mut stop = opts.stop.clone();
     let mut backoff = Backoff::new(
         Duration::from_secs(1),
-        Duration::from_secs(20),
+        Duration::from_secs(10),
         Duration::from_secs(30),
     );
     let mut last = String::new();
@@ -145,7 +145,7 @@ pub async fn run(opts: LinkOptions) {
         };
         let retry_in = backoff.next(started.elapsed(), jitter());
         let error = chain(&error);
-        // A server that stays away is worth one line, not one every 20 s.
+        // A server that stays away is worth one line, not one every 10 s.
         if error == last {
             tracing::debug!(server = %opts.server, error, retry_in = ?retry_in, "tunnel link still down");
         } else {

@@ -283,9 +283,10 @@ async fn a_link_comes_back_after_its_server_went_away() {
     let waiting = link
         .wait_for("waiting", |s| matches!(s, LinkState::Waiting { .. }))
         .await;
-    let LinkState::Waiting { retry_in, .. } = &waiting else {
+    let LinkState::Waiting { retry_in, error } = &waiting else {
         panic!()
     };
+    assert_eq!(error, "tunnel closed by the peer");
     assert!(*retry_in <= Duration::from_secs(1) && waiting.health() == Some(false));
     let (_, stream) = soon("second upgrade", upgrade(&listener, &cluster.acceptor)).await;
     let session = serve(stream, Timing::server());

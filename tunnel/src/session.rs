@@ -27,7 +27,7 @@ pub struct Timing {
     /// Between pings while there are connections; the server never pings. K3s: 5 s.
     pub ping_every: Duration,
     /// Between pings while there are none. A ping and its pong cost 250 bytes on the wire: 4.3 MB a day at 5 s. A
-    /// server waits 60 s for one.
+    /// server waits 60 s for one, so two of these fit.
     pub idle_ping_every: Duration,
     /// Nothing heard for this long while there are connections: dead; without, as much longer as the pings are
     /// rarer. K3s 60 s, advice 15 to 20 s.
@@ -42,7 +42,7 @@ impl Default for Timing {
     fn default() -> Timing {
         Timing {
             ping_every: Duration::from_secs(5),
-            idle_ping_every: Duration::from_secs(15),
+            idle_ping_every: Duration::from_secs(25),
             dead_after: Duration::from_secs(20),
             sync_every: Duration::from_secs(60),
             write_limit: Duration::from_secs(10),
@@ -126,6 +126,8 @@ pub struct Session {
     heard: Instant,
     ping_due: Instant,
     sync_due: Instant,
+    /// The last SyncConnections was empty and there was no connection since.
+    told_empty: bool,
 }
 
 impl Session {
@@ -140,6 +142,7 @@ impl Session {
             heard: now,
             ping_due: now + timing.idle_ping_every,
             sync_due: now + timing.sync_every,
+            told_empty: false,
         }
     }
 
@@ -208,6 +211,7 @@ impl Session {
     }
 
     fn register(&mut self, now: Instant, conn: ConnId) {
+        self.told_empty = false;
         self.ping_due = self.ping_due.min(now + self.timing.ping_every);
         self.conns.insert(
             conn,
@@ -358,7 +362,12 @@ impl Session {
             self.ping_due = now + self.ping_every();
         }
         if now >= self.sync_due {
-            out.push(Action::Send(Message::SyncConnections(self.connections())));
+            // Once the server knows that there are none, saying so again tells it nothing.
+            let connections = self.connections();
+            if !(connections.is_empty() && self.told_empty) {
+                self.told_empty = connections.is_empty();
+                out.push(Action::Send(Message::SyncConnections(connections)));
+            }
             self.sync_due = now + self.timing.sync_every;
         }
         Ok(())

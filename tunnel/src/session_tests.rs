@@ -290,25 +290,32 @@ fn the_client_pings_every_5_s_tells_its_connections_every_60_s_and_gives_up_afte
 }
 
 #[test]
-fn an_idle_client_pings_less_often_until_a_connection_comes() {
+fn an_idle_client_says_less_until_a_connection_comes() {
     let mut bench = Bench::new(Role::Client);
     let mut pings = Vec::new();
-    for second in 1..=50u64 {
+    let mut lists = Vec::new();
+    for second in 1..=300u64 {
         bench.wait(1);
         bench.session.heard(bench.now);
-        if second == 31 {
+        if second == 51 {
             bench.connect(C2);
         }
-        if second == 42 {
+        if second == 62 {
             bench.run(|s, _, out| s.local_end(C2, EOF, out));
         }
-        let mut out = Vec::new();
-        bench.session.tick(bench.now, &mut out).unwrap();
-        pings.extend(out.contains(&Action::Ping).then_some(second));
+        for action in bench.run(|s, now, out| s.tick(now, out).unwrap()) {
+            match action {
+                Action::Ping => pings.push(second),
+                Action::Send(Message::SyncConnections(list)) => lists.push((second, list.len())),
+                other => panic!("{other:?}"),
+            }
+        }
     }
-    assert_eq!(pings, [15, 30, 36, 41, 46]);
-    bench.wait(29);
-    bench.session.tick(bench.now, &mut Vec::new()).unwrap();
+    assert_eq!(pings[..7], [25, 50, 56, 61, 66, 91, 116]);
+    // The server hears once that there are none left.
+    assert_eq!(lists, [(60, 1), (120, 0)]);
+    bench.wait(39);
+    bench.run(|s, now, out| s.tick(now, out).unwrap());
     bench.wait(1);
     assert!(bench.session.tick(bench.now, &mut Vec::new()).is_err());
 }
