@@ -18,7 +18,7 @@ pub mod vxlan;
 pub use cni::{CniConfig, Written, write_conflist};
 pub use error::Error;
 pub use flannel::Backend;
-pub use netlink::{Interface, default_interface, delete_interface, interface};
+pub use netlink::{Interface, default_interface, delete_interface, interface, interface_with};
 pub use nft::{Firewall, Masquerade};
 pub use routes::{Own, Peer, Plan, RouteChange, Routes};
 pub use vxlan::{Mac, Vxlan, VxlanPeer};

@@ -175,8 +175,8 @@ impl Vxlan {
     /// Gives the device the first address of the podCIDR of its family, as a single address, and takes others away.
     pub fn set_pod_cidr(&mut self, pod_cidr: &IpNet) -> Result<()> {
         let wanted = IpNet::from(pod_cidr.network());
-        for net in self.netlink.addresses(self.index)? {
-            if net != wanted && net.addr().is_ipv4() == self.ipv4 {
+        for (index, net) in self.netlink.addresses()? {
+            if index == self.index && net != wanted && net.addr().is_ipv4() == self.ipv4 {
                 self.netlink.delete_address(self.index, net)?;
             }
         }

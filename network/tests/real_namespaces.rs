@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use network::routes::{PROTOCOL, Reason, RouteChange};
 use network::{
     Firewall, Masquerade, Own, Peer, Routes, Vxlan, VxlanPeer, default_interface, delete_interface,
-    flannel, interface, sysctl,
+    flannel, interface, interface_with, sysctl,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -132,6 +132,22 @@ fn routes_come_and_go_and_foreign_ones_stay() {
     ns.run("ip route add 10.42.9.0/24 via 192.168.77.99");
     let (interface, first, second, unreachable, removed) = ns.inside(|| {
         let interface = default_interface().unwrap().unwrap();
+        assert_eq!(
+            interface_with("192.168.77.10".parse().unwrap())
+                .unwrap()
+                .as_ref(),
+            Some(&interface)
+        );
+        assert_eq!(
+            interface_with("fd77::10".parse().unwrap())
+                .unwrap()
+                .as_ref(),
+            Some(&interface)
+        );
+        assert_eq!(
+            interface_with("192.168.77.11".parse().unwrap()).unwrap(),
+            None
+        );
         let mut routes = Routes::open(PROTOCOL).unwrap();
         let own = Own {
             name: "me".to_owned(),

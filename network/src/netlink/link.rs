@@ -146,37 +146,19 @@ impl Netlink {
         })
     }
 
-    /// The addresses of a device that are not link-local.
-    pub(crate) fn addresses(&mut self, index: u32) -> Result<Vec<IpNet>> {
+    /// The addresses of all devices that are not link-local, with the device's index.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, IpNet)>> {
         let mut found = Vec::new();
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        let body = [0; ADDRESS_BODY];
         self.request(
             libc::RTM_GETADDR,
             flags,
-            &[0; ADDRESS_BODY],
+            &body,
             "list addresses",
             |message| {
-                let body = message.body;
-                if message.kind != libc::RTM_NEWADDR
-                    || body.len() < ADDRESS_BODY
-                    || u32_at(body, 4) != index
-                {
-                    return Ok(());
-                }
-                let (mut local, mut peer) = (None, None);
-                for (kind, value) in attributes(&body[ADDRESS_BODY..])? {
-                    match kind {
-                        IFA_LOCAL => local = Some(address(value)?),
-                        IFA_ADDRESS => peer = Some(address(value)?),
-                        _ => {}
-                    }
-                }
-                if let Some(ip) = local.or(peer) {
-                    let link_local =
-                        matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80);
-                    if let (false, Ok(net)) = (link_local, IpNet::new(ip, body[1])) {
-                        found.push(net);
-                    }
+                if message.kind == libc::RTM_NEWADDR {
+                    found.extend(decode_address(message.body)?);
                 }
                 Ok(())
             },
@@ -232,6 +214,16 @@ pub fn interface(name: &str) -> Result<Option<Interface>> {
         .map(|device| device.interface))
 }
 
+/// The device that has this address; `None` if none has.
+pub fn interface_with(ip: IpAddr) -> Result<Option<Interface>> {
+    let mut netlink = Netlink::open()?;
+    let addresses = netlink.addresses()?;
+    let found = addresses.iter().find(|(_, net)| net.addr() == ip);
+    found
+        .map(|(index, _)| netlink.interface(*index))
+        .transpose()
+}
+
 /// Removes a device, such as the bridge that the CNI plugin made for us; one that is not there is removed already.
 pub fn delete_interface(name: &str) -> Result<()> {
     let mut netlink = Netlink::open()?;
@@ -245,6 +237,30 @@ fn c_string(text: &str) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     bytes.push(0);
     bytes
+}
+
+fn decode_address(body: &[u8]) -> Result<Option<(u32, IpNet)>> {
+    if body.len() < ADDRESS_BODY {
+        return Err(Error::Answer {
+            detail: "address shorter than its fixed part",
+        });
+    }
+    let (mut local, mut peer) = (None, None);
+    for (kind, value) in attributes(&body[ADDRESS_BODY..])? {
+        match kind {
+            IFA_LOCAL => local = Some(address(value)?),
+            IFA_ADDRESS => peer = Some(address(value)?),
+            _ => {}
+        }
+    }
+    let Some(ip) = local.or(peer) else {
+        return Ok(None);
+    };
+    let link_local = matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80);
+    let net = IpNet::new(ip, body[1]).map_err(|_| Error::Answer {
+        detail: "prefix longer than the address",
+    })?;
+    Ok((!link_local).then_some((u32_at(body, 4), net)))
 }
 
 fn encode_address(index: u32, net: IpNet) -> Vec<u8> {

@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 pub(crate) use link::{Device, DeviceOptions};
-pub use link::{Interface, default_interface, delete_interface, interface};
+pub use link::{Interface, default_interface, delete_interface, interface, interface_with};
 pub(crate) use neighbour::Neighbour;
 pub use route::ExistingRoute;
 
