@@ -133,6 +133,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         backend: cluster.identity.config.flannel_backend.clone(),
         masquerade_ipv6: cluster.identity.config.flannel_ipv6_masq,
     };
+    let ends = network_sync::ends(&network, &config, &cluster.node_ips);
     let node = node::run(
         node::Deps {
             config: Arc::clone(&config),
@@ -145,7 +146,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
             allocatable: machine.allocatable.clone(),
             node_ips: cluster.node_ips.clone(),
             disable_ccm: cluster.identity.config.disable_ccm,
-            network_annotations: network_sync::annotations(&network, &cluster.node_ips),
+            network_annotations: network_sync::annotations(&network, &cluster.node_ips, &ends),
             kubelet_port: kubelet_addr.port(),
             look: Arc::clone(&look),
             started,
@@ -156,6 +157,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         config: Arc::clone(&config),
         cluster: network,
         node_ips: cluster.node_ips.clone(),
+        ends,
         node: node_object.clone(),
         controller,
         look,

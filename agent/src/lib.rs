@@ -36,3 +36,4 @@ pub mod preflight;
 pub mod shutdown;
 pub mod status_writer;
 pub mod telemetry;
+pub mod vxlan_ends;

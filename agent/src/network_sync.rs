@@ -9,14 +9,15 @@ use anyhow::Context;
 use ipnet::IpNet;
 use network::flannel::{self, Backend};
 use network::nft::{Firewall, Masquerade};
-use network::routes::{Own, Peer, Routes};
-use network::{CniConfig, Written};
+use network::routes::{Own, Peer, Refused, Routes};
+use network::{CniConfig, VxlanPeer, Written};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Client;
 use crate::api::node::Node;
 use crate::api::watch::Change;
 use crate::config::Config;
+use crate::vxlan_ends::{self, End};
 
 /// Somebody may have removed a route or rule: look again this often.
 const REPAIR: Duration = Duration::from_secs(60);
@@ -31,10 +32,23 @@ pub struct Cluster {
 }
 
 /// Annotations other nodes read, for registration. Only where this node really has the data plane.
-pub fn annotations(cluster: &Cluster, node_ips: &[IpAddr]) -> BTreeMap<String, String> {
-    match Backend::parse(&cluster.backend) {
-        Some(Backend::HostGw) => flannel::annotations(node_ips).into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+pub fn annotations(cluster: &Cluster, node_ips: &[IpAddr], ends: &[End]) -> BTreeMap<String, String> {
+    let values = match Backend::parse(&cluster.backend) {
+        Some(Backend::HostGw) => flannel::annotations(node_ips),
+        Some(Backend::Vxlan) if !ends.is_empty() => {
+            let ends: Vec<_> = ends.iter().map(|end| (end.local, end.mac)).collect();
+            flannel::vxlan_annotations(&ends)
+        }
         Some(Backend::Vxlan) | None => BTreeMap::new(),
+    };
+    values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// This node's vxlan devices, if the cluster uses that backend.
+pub fn ends(cluster: &Cluster, config: &Config, node_ips: &[IpAddr]) -> Vec<End> {
+    match Backend::parse(&cluster.backend) {
+        Some(Backend::Vxlan) => vxlan_ends::open_all(config, node_ips),
+        Some(Backend::HostGw) | None => Vec::new(),
     }
 }
 
@@ -43,6 +57,8 @@ pub struct Deps {
     pub config: Arc<Config>,
     pub cluster: Cluster,
     pub node_ips: Vec<IpAddr>,
+    /// What [`ends`] gave.
+    pub ends: Vec<End>,
     /// The own Node.
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// May list all Nodes (`system:k3s-controller`).
@@ -82,11 +98,14 @@ pub async fn run(mut deps: Deps) {
             }
         }
     };
-    if Backend::parse(&deps.cluster.backend) == Some(Backend::HostGw) {
-        tokio::join!(follow, follow_peers(&deps));
-    } else {
-        tracing::warn!(backend = %deps.cluster.backend, "this flannel backend is not implemented: pods reach this node's pods and the outside, not pods of other nodes; use --flannel-backend=host-gw on the server");
-        follow.await;
+    match Backend::parse(&deps.cluster.backend) {
+        Some(backend) => {
+            tokio::join!(follow, follow_peers(&deps, backend));
+        }
+        None => {
+            tracing::warn!(backend = %deps.cluster.backend, "this flannel backend is not implemented: pods reach this node's pods and the outside, not pods of other nodes; use --flannel-backend=vxlan or host-gw on the server");
+            follow.await;
+        }
     }
 }
 
@@ -100,7 +119,10 @@ async fn pod_networks(node: &mut watch::Receiver<Option<Arc<Node>>>) -> Option<V
 fn apply(deps: &Deps, current: &mut Vec<IpNet>, pod_cidrs: Vec<IpNet>) {
     let mut cni = CniConfig::new(pod_cidrs.clone(), deps.cluster.pod_networks.clone(), deps.config.cni_state_dir.clone());
     cni.bridge.clone_from(&deps.config.bridge);
-    cni.mtu = network::default_interface().ok().flatten().map(|interface| interface.mtu);
+    cni.mtu = match deps.ends.iter().map(|end| end.mtu).min() {
+        Some(mtu) => Some(mtu),
+        None => network::default_interface().ok().flatten().map(|interface| interface.mtu),
+    };
     let changed_range = !current.is_empty() && *current != pod_cidrs;
     if changed_range {
         // The bridge keeps the old range's address, and every pod would fail with "already has an IP address different from".
@@ -126,27 +148,20 @@ fn apply(deps: &Deps, current: &mut Vec<IpNet>, pod_cidrs: Vec<IpNet>) {
     *current = pod_cidrs;
 }
 
-/// host-gw: a route per peer.
-async fn follow_peers(deps: &Deps) {
-    let mut routes = match Routes::open(network::routes::PROTOCOL) {
-        Ok(routes) => routes,
-        Err(error) => {
-            tracing::error!(error = %chain(&error), "routes to other nodes cannot be made");
-            return;
-        }
-    };
+/// Keeps the ways to the pods of all other nodes.
+async fn follow_peers(deps: &Deps, backend: Backend) {
     let mut watch = deps.controller.watch::<Node>("/api/v1/nodes", "");
-    let mut peers: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut peers: BTreeMap<String, VxlanPeer> = BTreeMap::new();
     let mut known = false;
     loop {
         tokio::select! {
             change = watch.next() => {
                 match change {
                     Change::Replaced(nodes) => {
-                        peers = nodes.iter().filter_map(|node| peer(node, &deps.config.node_name)).collect();
+                        peers = nodes.iter().filter_map(|node| peer(node, &deps.config.node_name, backend)).collect();
                         known = true;
                     }
-                    Change::Applied(node) => match peer(&node, &deps.config.node_name) {
+                    Change::Applied(node) => match peer(&node, &deps.config.node_name, backend) {
                         Some((name, peer)) => {
                             if peers.get(&name) == Some(&peer) {
                                 continue;
@@ -171,32 +186,69 @@ async fn follow_peers(deps: &Deps) {
         }
         let pod_cidrs = deps.node.borrow().as_ref().map(|node| node.pod_networks()).unwrap_or_default();
         let own = Own { name: deps.config.node_name.clone(), pod_cidrs, ips: deps.node_ips.clone() };
-        let list: Vec<Peer> = peers.values().cloned().collect();
-        match routes.sync(&list, &own).context("making routes to other nodes") {
-            Ok(synced) => {
-                for change in synced.changed {
-                    tracing::info!(?change, "route to another node changed");
-                }
-                for refused in synced.refused {
+        let list: Vec<VxlanPeer> = peers.values().cloned().collect();
+        let done = match backend {
+            Backend::HostGw => sync_routes(&list, &own).context("making routes to other nodes"),
+            Backend::Vxlan => sync_vxlan(&deps.ends, &list, &own).context("making vxlan entries for other nodes"),
+        };
+        match done {
+            Ok(refused) => {
+                for refused in refused {
                     tracing::warn!(peer = %refused.peer, destination = %refused.destination, reason = ?refused.reason, "no route to this node's pods");
                 }
-                for (change, error) in synced.failed {
-                    tracing::warn!(?change, error = %chain(&error), "route refused by the kernel");
-                }
             }
-            Err(error) => tracing::warn!(error = %format!("{error:#}"), "routes not synchronised"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "ways to other nodes not synchronised"),
         }
     }
 }
 
+/// host-gw: a route per peer.
+fn sync_routes(peers: &[VxlanPeer], own: &Own) -> anyhow::Result<Vec<Refused>> {
+    let peers: Vec<Peer> = peers.iter().map(|vxlan| vxlan.peer.clone()).collect();
+    let synced = Routes::open(network::routes::PROTOCOL)?.sync(&peers, own)?;
+    for change in synced.changed {
+        tracing::info!(?change, "route to another node changed");
+    }
+    for (change, error) in synced.failed {
+        tracing::warn!(?change, error = %chain(&error), "route refused by the kernel");
+    }
+    Ok(synced.refused)
+}
+
+/// vxlan: three entries per peer and family.
+fn sync_vxlan(ends: &[End], peers: &[VxlanPeer], own: &Own) -> anyhow::Result<Vec<Refused>> {
+    let mut refused = Vec::new();
+    for end in ends {
+        let mut device = end.open()?;
+        if let Some(cidr) = own.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == end.local.is_ipv4()) {
+            device.set_pod_cidr(cidr)?;
+        }
+        let synced = device.sync(peers, own)?;
+        if synced.changed > 0 {
+            tracing::info!(local = %end.local, entries = synced.changed, "vxlan entries for other nodes changed");
+        }
+        for error in synced.failed {
+            tracing::warn!(error = %chain(&error), "vxlan entry refused by the kernel");
+        }
+        refused.extend(synced.refused);
+    }
+    Ok(refused)
+}
+
 /// A peer as its annotations say, or, for a peer without flannel's, as its addresses say.
-fn peer(node: &Node, own: &str) -> Option<(String, Peer)> {
+fn peer(node: &Node, own: &str, backend: Backend) -> Option<(String, VxlanPeer)> {
     let name = node.metadata.name.clone();
     if name == own {
         return None;
     }
     let cidrs = node.pod_networks();
-    flannel::peer(&name, &node.metadata.annotations, &cidrs, Backend::HostGw).map(|peer| (name, peer))
+    let found = match backend {
+        Backend::HostGw => {
+            flannel::peer(&name, &node.metadata.annotations, &cidrs, backend).map(|peer| VxlanPeer { peer, mac: None, mac_v6: None })
+        }
+        Backend::Vxlan => flannel::vxlan_peer(&name, &node.metadata.annotations, &cidrs),
+    };
+    found.map(|peer| (name, peer))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
