@@ -21,7 +21,7 @@ enum Dialect {
 }
 
 /// `/openapi/v2`: everything in one document.
-pub fn v2() -> Value {
+pub(super) fn v2() -> Value {
     let mut definitions = Map::new();
     for ty in &schema().types {
         definitions.insert(ty.definition(), definition(ty, Dialect::V2));
@@ -36,7 +36,7 @@ pub fn v2() -> Value {
 }
 
 /// `/openapi/v3/...`: one group version with the types it reaches.
-pub fn v3(group: &str) -> Value {
+pub(super) fn v3(group: &str) -> Value {
     let kinds: Vec<&Kind> = KINDS.iter().copied().filter(|k| k.group == group).collect();
     let mut reached = BTreeSet::new();
     for kind in &kinds {

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 /// Writes the document.
-pub fn document(document: &Value) -> Vec<u8> {
+pub(super) fn document(document: &Value) -> Vec<u8> {
     let mut out = Message::default();
     out.text(1, &document["swagger"]);
     out.message(2, |info| {
