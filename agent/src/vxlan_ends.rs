@@ -77,3 +77,43 @@ impl End {
         Vxlan::open(&self.underlay, self.local, Some(self.mac), network::routes::PROTOCOL)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use network::{Mac, delete_interface};
+
+    use super::*;
+
+    fn ip(words: &str) -> bool {
+        let status = Command::new("ip").args(words.split(' ')).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    /// Unsharing moves this test's thread alone into a network namespace that ends with it.
+    #[test]
+    fn the_mac_survives_the_device() {
+        if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() || !ip("link add wire type veth peer name far") {
+            eprintln!("\nSKIP agent::vxlan_ends: no network namespaces");
+            return;
+        }
+        assert!(ip("link set far up") && ip("link set wire mtu 1400 up") && ip("address add 192.168.77.1/24 dev wire"));
+        if !ip("link add flannel.1 type vxlan id 9 dstport 1 dev wire") {
+            eprintln!("\nSKIP agent::vxlan_ends: this kernel has no vxlan");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::below(dir.path(), "n");
+        let ips: Vec<IpAddr> = ["192.168.77.1", "192.168.77.2", "fd00::1"].iter().map(|ip| ip.parse().unwrap()).collect();
+        let ends = open_all(&config, &ips);
+        assert_eq!(ends.len(), 1, "one per family, and none for an address that is not here: {ends:?}");
+        assert_eq!(ends[0].mtu, 1350);
+
+        delete_interface("flannel.1").unwrap();
+        let again: Vec<Mac> = open_all(&config, &ips).iter().map(|end| end.mac).collect();
+        assert_eq!(again, [ends[0].mac]);
+        delete_interface("flannel.1").unwrap();
+        assert_eq!(ends[0].open().unwrap().mac(), ends[0].mac);
+    }
+}
