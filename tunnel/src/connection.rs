@@ -139,12 +139,12 @@ impl Port {
             }
         };
         let downwards = async {
+            let mut listening = true;
             while let Some(data) = self.inbound.recv().await {
-                if let Err(error) = writer.write_all(&data).await {
-                    return Some(error.to_string());
-                }
-                if let Err(error) = writer.flush().await {
-                    return Some(error.to_string());
+                if listening {
+                    // A local side that takes no more may have said things that are still on their way: `upwards` passes
+                    // them on and then sees its end. Until then what comes for it is dropped.
+                    listening = writer.write_all(&data).await.is_ok() && writer.flush().await.is_ok();
                 }
                 // Fails only when the session is gone, and then the queue ends too.
                 let _ = reports.drained.send((conn, data.len()));

@@ -300,7 +300,14 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// A session for one end, with default limits, from now on.
+/// A session for one end, from now on.
+///
+/// A node may hold little for a connection; a server holds what a node had under way when it was told to pause: its
+/// queues and the socket buffers of both, which the kernel lets grow to several MiB. K3s' server has no limit at all.
 pub(crate) fn session(role: Role, timing: Timing) -> Session {
-    Session::new(role, timing, crate::session::Limits::default(), now())
+    let mut limits = crate::session::Limits::default();
+    if role == Role::Server {
+        limits.capacity = 64 << 20;
+    }
+    Session::new(role, timing, limits, now())
 }

@@ -142,9 +142,10 @@ where
     };
     let upward = async {
         let copied = copy(client_in, &mut runtime_out, began, &moved).await;
-        // The runtime sees the end of input; what it still has to say is awaited below.
-        let closed = runtime_out.shutdown().await;
-        if copied.and(closed).is_ok() {
+        // The runtime sees the end of input; what it still has to say is awaited below. That holds as well when it takes
+        // no more input: the client goes on answering frames while a finished command's last output is on its way.
+        let _ = runtime_out.shutdown().await;
+        if !matches!(copied, Err(Broken::Source)) {
             std::future::pending::<()>().await;
         }
     };
@@ -160,15 +161,21 @@ where
     ended
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, to: &mut (impl AsyncWrite + Unpin), began: Instant, moved: &AtomicU64) -> io::Result<()> {
+/// Which side of a copy failed.
+enum Broken {
+    Source,
+    Sink,
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, to: &mut (impl AsyncWrite + Unpin), began: Instant, moved: &AtomicU64) -> Result<(), Broken> {
     let mut buffer = [0; BUFFER];
     loop {
-        let count = from.read(&mut buffer).await?;
+        let count = from.read(&mut buffer).await.map_err(|_| Broken::Source)?;
         if count == 0 {
             return Ok(());
         }
-        to.write_all(&buffer[..count]).await?;
-        to.flush().await?;
+        to.write_all(&buffer[..count]).await.map_err(|_| Broken::Sink)?;
+        to.flush().await.map_err(|_| Broken::Sink)?;
         moved.store(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
