@@ -74,7 +74,7 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
     private_dir(&data_dir)?;
     private_dir(&tls_dir)?;
     // Before anything is written: a second server on the same port should change nothing.
-    let listener = TcpListener::bind(options.listen)
+    let listener = bind(options.listen)
         .await
         .with_context(|| format!("listen on {}; is another server running? choose another with --listen", options.listen))?;
     let listen = listener.local_addr().context("listening address")?;
@@ -144,6 +144,18 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
         let _ = task.await;
     }
     Ok(())
+}
+
+/// Binds; a server that was just killed may hold the port a moment longer.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let mut attempts = 0;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 10 => attempts += 1,
+            bound => return bound,
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
 }
 
 fn private_dir(path: &Path) -> Result<()> {

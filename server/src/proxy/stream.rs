@@ -3,6 +3,8 @@
 //! kubectl 1.20 asks for SPDY/3.1. kubectl 1.31 and later ask for a WebSocket first and, when the answer is anything but
 //! 101, for SPDY/3.1 again; kubelets without the WebSocket feature only speak SPDY, so that is what they get here.
 
+use std::time::Duration;
+
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE};
@@ -18,6 +20,11 @@ use crate::controllers::object;
 use crate::http::{Body, RequestInfo, full};
 
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// How long a kubelet may go on after its user has closed.
+const USER_GONE: Duration = Duration::from_secs(2);
+/// How long the output of a kubelet that takes no more input may still take to reach a slow user.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// Which of the three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,28 +150,35 @@ fn command_uri(
     Ok(format!("/{verb}/{}/{}/{container}?{}", info.namespace, info.name, query::encode(passed)))
 }
 
-/// Copies both ways until either side ends, then ends the other: neither SPDY nor the tunnel has a half-close.
+/// Joins the two connections once both are upgraded.
 async fn join(user: OnUpgrade, kubelet: OnUpgrade) {
-    let (user, kubelet) = match tokio::try_join!(user, kubelet) {
-        Ok((user, kubelet)) => (TokioIo::new(user), TokioIo::new(kubelet)),
-        Err(error) => {
-            debug!(%error, "stream upgrade ended early");
-            return;
-        }
-    };
-    splice(user, kubelet).await;
+    match tokio::try_join!(user, kubelet) {
+        Ok((user, kubelet)) => splice(TokioIo::new(user), TokioIo::new(kubelet)).await,
+        Err(error) => debug!(%error, "stream upgrade ended early"),
+    }
 }
 
+/// Copies both ways. The kubelet's end ends both; until then what it has said is passed on, also when it no longer
+/// listens: a command's last output is on its way while the user's client still answers to earlier frames. A user who
+/// closes is gone, because SPDY has no half-close; the kubelet is told and gets a moment to end.
 async fn splice(user: impl AsyncRead + AsyncWrite, kubelet: impl AsyncRead + AsyncWrite) {
     let (mut user_in, mut user_out) = split(user);
     let (mut kubelet_in, mut kubelet_out) = split(kubelet);
-    // Whichever copy is dropped had its peer gone or is about to: there is no one left to read it.
-    let ended = tokio::select! {
-        ended = copy(&mut kubelet_in, &mut user_out) => ended,
-        ended = copy(&mut user_in, &mut kubelet_out) => ended,
+    let ended = {
+        let down = copy(&mut kubelet_in, &mut user_out);
+        tokio::pin!(down);
+        tokio::select! {
+            ended = &mut down => ended,
+            up = copy(&mut user_in, &mut kubelet_out) => {
+                let limit = if up.is_ok() { USER_GONE } else { LAST_WORDS };
+                let _ = kubelet_out.shutdown().await;
+                tokio::time::timeout(limit, down).await.unwrap_or(Ok(0))
+            }
+        }
     };
-    if let Err(error) = ended {
-        debug!(%error, "stream ended");
+    match ended {
+        Ok(bytes) => debug!(bytes, "stream ended"),
+        Err(error) => debug!(%error, "stream broken"),
     }
     let _ = tokio::join!(user_out.shutdown(), kubelet_out.shutdown());
 }
@@ -228,6 +242,22 @@ mod tests {
         let mut heard = String::new();
         kubectl.read_to_string(&mut heard).await.unwrap();
         assert_eq!((&two, heard.as_str()), (b"in", "last words"));
+        joined.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn output_outlives_a_kubelet_that_no_longer_listens() {
+        use tokio::io::AsyncReadExt;
+        let (mut kubectl, user) = tokio::io::duplex(4);
+        let (kubelet, backend) = tokio::io::duplex(64);
+        let (kubelet_in, mut kubelet_out) = tokio::io::split(kubelet);
+        kubelet_out.write_all(b"more than fits at once").await.unwrap();
+        drop((kubelet_in, kubelet_out));
+        let joined = tokio::spawn(splice(user, backend));
+        kubectl.write_all(b"ack").await.unwrap();
+        let mut heard = String::new();
+        kubectl.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "more than fits at once");
         joined.await.unwrap();
     }
 }
