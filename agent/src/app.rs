@@ -26,7 +26,7 @@ use crate::heartbeat::Heartbeat;
 use crate::metrics::{self, Metrics};
 use crate::objects::{Known, Objects};
 use crate::pod::{self, NodeFacts, Workers};
-use crate::{images_preload, kubelet, ledger, network_sync, node, status_writer};
+use crate::{images_preload, kubelet, ledger, network_sync, node, qos, status_writer};
 
 use cluster::Cluster;
 
@@ -182,6 +182,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     tokio::spawn(node);
     tokio::spawn(network);
     tokio::spawn(follow_uid(node_object, node_uid));
+    tokio::spawn(qos::run(Arc::clone(&machine.pod_tree), (&machine.reservation).into(), assignments.subscribe()));
     tokio::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics)));
     tokio::spawn(events.run(client.clone()));
     tokio::spawn(objects.clone().run());

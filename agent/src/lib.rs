@@ -33,6 +33,7 @@ pub mod node;
 pub mod objects;
 pub mod pod;
 pub mod preflight;
+pub mod qos;
 pub mod shutdown;
 pub mod status_writer;
 pub mod telemetry;

@@ -132,11 +132,14 @@ impl PodTree {
                 ..Limits::default()
             },
         )?;
-        self.refresh_qos(allocatable, &QosDemand::default())?;
+        // After a restart pods are running: their classes keep what they have until it is known who they are.
+        if !self.classes_are_set()? {
+            self.refresh_qos(allocatable, &QosDemand::default())?;
+        }
         Ok(Enforced {
             memory_limit: self.memory_limit()?,
-            pids_limit: self.read_limit(Controller::Pids, "pids.max", "pids.max")?,
-            cpu: self.read_limit(Controller::Cpu, "cpu.shares", "cpu.weight")?,
+            pids_limit: self.read_limit(&group, Controller::Pids, "pids.max", "pids.max")?,
+            cpu: self.read_limit(&group, Controller::Cpu, "cpu.shares", "cpu.weight")?,
             unavailable: unavailable.into_iter().map(Controller::v2_name).collect(),
             group,
         })
@@ -152,7 +155,13 @@ impl PodTree {
 
     /// The hard memory limit of all pods in bytes, read from the kernel.
     pub fn memory_limit(&self) -> Result<Option<u64>> {
-        self.read_limit(Controller::Memory, "memory.limit_in_bytes", "memory.max")
+        let group = self.names.kubepods();
+        self.read_limit(
+            &group,
+            Controller::Memory,
+            "memory.limit_in_bytes",
+            "memory.max",
+        )
     }
 
     /// The `cgroup_parent` CRI wants for a pod.
@@ -271,7 +280,20 @@ impl PodTree {
         limits::apply(&self.hierarchy, group, limits)
     }
 
-    fn read_limit(&self, controller: Controller, v1: &str, v2: &str) -> Result<Option<u64>> {
+    /// Whether an earlier agent set the classes: a new group has the kernel's default of 1024 shares or weight 100.
+    fn classes_are_set(&self) -> Result<bool> {
+        let group = self.names.qos(QosClass::BestEffort);
+        let found = self.read_limit(&group, Controller::Cpu, "cpu.shares", "cpu.weight")?;
+        Ok(found.is_some_and(|found| found <= 2))
+    }
+
+    fn read_limit(
+        &self,
+        group: &str,
+        controller: Controller,
+        v1: &str,
+        v2: &str,
+    ) -> Result<Option<u64>> {
         if !self.hierarchy.has(controller) {
             return Ok(None);
         }
@@ -280,7 +302,7 @@ impl PodTree {
         } else {
             v1
         };
-        let dir = self.hierarchy.dir(controller, &self.names.kubepods())?;
+        let dir = self.hierarchy.dir(controller, group)?;
         Ok(dir.read_limit(file)?.value())
     }
 }

@@ -122,6 +122,10 @@ fn the_reservation_is_in_the_files_on_v2() {
         fake.get("unified", "/edge/kubepods/besteffort", "memory.high"),
         (344 * MIB).to_string()
     );
+    // A restarted agent does not know yet which pods run, and takes nothing from them.
+    tree.ensure_root(&allocatable()).unwrap();
+    let shares = fake.get("unified", "/edge/kubepods/burstable", "cpu.weight");
+    assert_eq!(shares, "39");
 }
 
 #[test]
