@@ -25,6 +25,8 @@ use crate::events::Type;
 
 /// Sandboxes carry this, so that an orphan is known to be this node's.
 pub(super) const INSTANCE: &str = "edge-agent.io/node";
+/// A container whose postStart hook takes longer is told as running meanwhile.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
 /// The longest pause between tries of a pod's volumes.
 const VOLUME_PAUSE: Nanos = 120 * SECOND;
 
@@ -290,13 +292,25 @@ impl Worker {
 
     async fn post_start(&mut self, container: &Container, id: &ContainerId) -> Done {
         let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return Ok(()) };
-        self.tell_now("post start hook");
         let client = self.deps().runtime.clone();
         let mut inbox = self.inbox();
         let (pod, address) = (self.pod.clone(), self.address());
-        let ended = tokio::select! {
-            done = hooks::run(&client, &pod, container, id, &hook, &address, Duration::ZERO) => done,
+        let running = hooks::run(&client, &pod, container, id, &hook, &address, Duration::ZERO);
+        tokio::pin!(running);
+        let quick = tokio::select! {
+            done = &mut running => Some(done),
+            () = tokio::time::sleep(SHOWN_AFTER) => None,
             () = Worker::told_to_stop(&mut inbox) => return Ok(()),
+        };
+        let ended = match quick {
+            Some(done) => done,
+            None => {
+                self.tell_now("post start hook");
+                tokio::select! {
+                    done = &mut running => done,
+                    () = Worker::told_to_stop(&mut inbox) => return Ok(()),
+                }
+            }
         };
         let Err(message) = ended else { return Ok(()) };
         let name = container.name.as_str();
@@ -407,6 +421,7 @@ impl Worker {
             self.history.failed(name, Failure { reason: reasons::IMAGE_PULL_BACK_OFF, message: format!("{text}{before}"), retry_at: until });
             return Err(());
         }
+        self.tell_now("pull");
         self.event(Some(name), Type::Normal, "Pulling", &format!("Pulling image \"{}\"", container.image));
         let shared = self.shared.clone();
         let mut inbox = self.inbox();

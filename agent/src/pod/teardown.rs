@@ -107,6 +107,7 @@ impl Worker {
     }
 
     pub(super) async fn stop_sandboxes(&mut self, sandboxes: &[SandboxId]) {
+        self.stop_tried = true;
         for id in sandboxes {
             if let Err(error) = self.deps().runtime.stop_pod_sandbox(id).await {
                 self.event(None, Type::Warning, "FailedKillPod", &format!("error killing pod: failed to \"KillPodSandbox\" for \"{}\" with KillPodSandboxError: \"{}\"", self.uid, error.event_message()));

@@ -80,6 +80,8 @@ pub(super) struct Worker {
     /// It was being deleted before this worker saw it run: part of its grace is over.
     pub(super) adopted_deleting: bool,
     told_deadline: bool,
+    /// Stopping the sandbox was tried before: it takes longer than a moment.
+    pub(super) stop_tried: bool,
 }
 
 impl Worker {
@@ -112,6 +114,7 @@ impl Worker {
             told_killing: BTreeSet::new(),
             adopted_deleting: pod.is_deleting(),
             told_deadline: false,
+            stop_tried: false,
             pod,
             shared,
         }
@@ -246,17 +249,29 @@ impl Worker {
 
     /// Publishes what was seen: status, view, and events that belong to a state rather than to a step.
     fn tell(&mut self, step: &Step) {
-        let status = self.derive();
-        if !self.removed && status != self.last {
-            self.deps().status.publish(&self.pod, status.clone());
+        if !self.is_passing(step) {
+            let status = self.derive();
+            if !self.removed && status != self.last {
+                self.deps().status.publish(&self.pod, status.clone());
+            }
+            self.last = status;
         }
-        self.last = status;
         self.tell_back_offs();
         if !self.told_deadline && decide::past_deadline(&self.facts()) && !self.pod.status.is_terminal() {
             self.told_deadline = true;
             self.deps().recorder.pod_event(&self.pod, None, Type::Normal, reasons::DEADLINE_EXCEEDED, "Pod was active on the node longer than the specified deadline");
         }
         self.show(step);
+    }
+
+    /// A state that the step ends within moments, and that says nothing the next one does not: between the containers of
+    /// a new pod, and between the end of a deleted pod's containers and of its sandbox.
+    fn is_passing(&self, step: &Step) -> bool {
+        match step {
+            Step::Start { container, attempt: 0 } => self.pod.spec.containers.iter().any(|c| c.name != *container && self.seen.container(&c.name).is_some()),
+            Step::StopSandboxes { .. } => self.pod.is_deleting() && !self.stop_tried,
+            _ => false,
+        }
     }
 
     fn tell_back_offs(&mut self) {

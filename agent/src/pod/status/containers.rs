@@ -132,29 +132,39 @@ fn absent(facts: &Facts<'_>, container: &Container, before: Option<&ContainerSta
     status
 }
 
-/// The pod is down for good: containers that never ran are told as lost.
-pub(super) fn close(facts: &Facts<'_>, statuses: &mut [ContainerStatus]) {
-    for status in statuses {
-        // Never initialised by a failed init container: they stay waiting.
-        if status.state.waiting.is_none() || !facts.pod.is_deleting() && facts.cause.is_none() {
-            continue;
-        }
-        if status.last_state.terminated.is_some() {
-            status.state = status.last_state.clone();
-            continue;
-        }
-        status.ready = false;
-        status.started = Some(false);
-        status.state = ContainerState {
-            terminated: Some(Terminated {
-                exit_code: 137,
-                reason: reasons::CONTAINER_STATUS_UNKNOWN.to_owned(),
-                message: "The container could not be located when the pod was terminated".to_owned(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
+/// The pod is down for good: containers that must have run and cannot be found are told as lost. What never got its turn,
+/// because an init container before it did not finish, stays waiting.
+pub(super) fn close(facts: &Facts<'_>, init: &mut [ContainerStatus], regular: &mut [ContainerStatus]) {
+    let evidence = |s: &ContainerStatus| s.state.waiting.is_none() || s.last_state.terminated.is_some();
+    let tried = init.iter().rposition(evidence).map_or(0, |last| last + 1);
+    let initialised = facts.pod.spec.init_containers.iter().zip(init.iter()).all(|(container, status)| {
+        container.is_sidecar() && evidence(status) || status.state.terminated.as_ref().is_some_and(|end| end.exit_code == 0)
+    });
+    init[..tried].iter_mut().for_each(close_one);
+    if initialised {
+        regular.iter_mut().for_each(close_one);
     }
+}
+
+fn close_one(status: &mut ContainerStatus) {
+    if status.state.terminated.is_some() {
+        return;
+    }
+    status.ready = false;
+    status.started = Some(false);
+    if status.last_state.terminated.is_some() {
+        status.state = status.last_state.clone();
+        return;
+    }
+    status.state = ContainerState {
+        terminated: Some(Terminated {
+            exit_code: 137,
+            reason: reasons::CONTAINER_STATUS_UNKNOWN.to_owned(),
+            message: "The container could not be located when the pod was terminated".to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
 }
 
 fn terminated(facts: &Facts<'_>, end: &ObservedContainer) -> Terminated {

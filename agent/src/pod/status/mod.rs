@@ -84,8 +84,7 @@ pub fn derive(facts: &Facts<'_>) -> PodStatus {
     let conditions = conditions::derive(facts, natural, &init, &regular, up);
     let mut phase = natural;
     if torn_down && facts.stopping {
-        containers::close(facts, &mut init);
-        containers::close(facts, &mut regular);
+        containers::close(facts, &mut init, &mut regular);
         if !phase.is_terminal() {
             phase = phase::Phase::Failed;
         }
