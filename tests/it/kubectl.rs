@@ -1,14 +1,13 @@
 //! Every kubectl command a user of stateless applications knows, with released kubectl binaries.
 
-use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::system::cluster::{Cluster, Options};
 use crate::system::kubectl::Kubectl;
-use crate::system::process::output;
+use crate::system::process::{Process, output};
 use crate::system::{run, skip, wait_for};
 
 const DEPLOYMENT: &str = include_str!("../../examples/deployment.yaml");
@@ -186,7 +185,7 @@ fn describe(t: &Tried<'_>) {
     let pod = t.k.ok(&["describe", "pod", &pods[0]]);
     contains(&pod, &["Node:", "Status:", "Running", "Controlled By:", "ReplicaSet/api-service-", "Container ID:", "containerd://"]);
     contains(&pod, &["Image:", "nginx:alpine", "Port:", "80/TCP", "Ready:", "True", "QoS Class:", "BestEffort", "Successfully assigned"]);
-    contains(&pod, &["Pulled", "Created", "Started container api-container", "kubelet"]);
+    contains(&pod, &["Pulled", "Created", "Container started", "kubelet"]);
     let node = t.k.ok(&["describe", "node", &t.cluster.nodes[0].name]);
     contains(&node, &["Conditions:", "MemoryPressure", "KubeletReady", "Capacity:", "Allocatable:", "System Info:", "PodCIDR:", "Non-terminated Pods:", "Allocated resources:"]);
 }
@@ -231,18 +230,17 @@ fn rollout_restart(t: &Tried<'_>) {
 }
 
 fn watch(t: &Tried<'_>) {
-    let mut watching = t.k.command(&["get", "pods", "-w"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("kubectl runs");
-    let lines = BufReader::new(watching.stdout.take().expect("piped")).lines();
+    let log = t.cluster.dir.join(format!("watch-{}.txt", t.namespace));
+    let mut watching = Process::start(t.k.command(&["get", "pods", "-w"]), &log);
     t.k.apply(&busybox("watched", "sleep 600", "Never"));
     t.cluster.wait_pod(&t.namespace, "watched", SOON, |pod| pod["status"]["phase"] == "Running");
     t.k.ok(&["delete", "pod", "watched"]);
-    // After the deletion nothing more is to come; the rest is in the pipe.
-    watching.kill().expect("own child");
-    let seen: Vec<String> = lines.map_while(Result::ok).filter(|line| line.contains("watched")).collect();
-    watching.wait().expect("own child");
-    for state in ["ContainerCreating", "Running", "Terminating"] {
-        assert!(seen.iter().any(|line| line.contains(state)), "{state} not in {seen:#?}");
-    }
+    wait_for(SOON, "the watch shows the pod's life", || {
+        let seen = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
+        let shows = |state: &str| seen.lines().any(|line| line.contains("watched") && line.contains(state));
+        if ["ContainerCreating", "Running", "Terminating"].into_iter().all(shows) { Ok(()) } else { Err(seen) }
+    });
+    assert_eq!(watching.ended(), None, "the watch goes on");
 }
 
 fn logs(t: &Tried<'_>) {
@@ -356,11 +354,15 @@ fn port_forward(t: &Tried<'_>) {
             "pod" => format!("pod/{}", pod_names(&t.k, "app=api").expect("pods")[0]),
             other => other.to_owned(),
         };
-        let mut forwarding =
-            t.k.command(&["port-forward", &target, ":80"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("kubectl runs");
-        let mut line = String::new();
-        let mut lines = BufReader::new(forwarding.stdout.take().expect("piped"));
-        lines.read_line(&mut line).expect("kubectl says where");
+        let log = t.cluster.dir.join(format!("forward-{}.txt", t.namespace));
+        // What an earlier forward said would be taken for this one's.
+        let _ = std::fs::remove_file(&log);
+        let mut forwarding = Process::start(t.k.command(&["port-forward", &target, ":80"]), &log);
+        let line = wait_for(SOON, "kubectl says where", || {
+            let text = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
+            let line = text.lines().find(|line| line.contains(" -> ")).map(str::to_owned);
+            line.ok_or_else(|| format!("{text} {:?}", forwarding.ended()))
+        });
         let port = line.split(" -> ").next().and_then(|left| left.rsplit(':').next()).unwrap_or_default().to_owned();
         let pages: Vec<_> = (0..3)
             .map(|_| {
@@ -369,8 +371,7 @@ fn port_forward(t: &Tried<'_>) {
                 output(curl, SOON)
             })
             .collect();
-        forwarding.kill().expect("own child");
-        forwarding.wait().expect("own child");
+        drop(forwarding);
         for page in pages {
             contains(&page.ok().unwrap_or_else(|seen| panic!("{line}{seen}")), &["<html"]);
         }

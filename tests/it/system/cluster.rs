@@ -245,7 +245,7 @@ impl Cluster {
         let (kubectl, server) = (&self.kubectl, self.server.as_mut().expect("just started"));
         wait_for(Duration::from_secs(30), "edge-server answers", || {
             if let Some(status) = server.ended() {
-                return Err(format!("edge-server ended with {status}: {}", server.tail()));
+                panic!("edge-server ended with {status}: {}", server.tail());
             }
             kubectl.get(&["get", "--raw", "/readyz"])
         });
@@ -316,7 +316,7 @@ impl Cluster {
             for node in &mut self.nodes {
                 let Some(agent) = &mut node.agent else { continue };
                 if let Some(status) = agent.ended() {
-                    return Err(format!("agent of {} ended with {status}: {}", node.name, agent.tail()));
+                    panic!("agent of {} ended with {status}: {}", node.name, agent.tail());
                 }
             }
             let seen = kubectl.get(&["get", "nodes", "--no-headers"])?;
