@@ -47,8 +47,8 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     let config = Arc::new(config);
 
     // Whom we talk to, and as whom.
-    let client = Client::new(Servers::new(cluster.servers.subscribe(), cluster.node_tls.subscribe()), Settings::default());
-    let controller = Client::new(Servers::new(cluster.servers.subscribe(), cluster.controller_tls.subscribe()), Settings::default());
+    let client = Client::new(Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.node_tls.subscribe()), Settings::default());
+    let controller = Client::new(Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.controller_tls.subscribe()), Settings::default());
 
     // What is to run: from the ledger at once, from the server as soon as it answers.
     let ledger_path = ledger::path(&config.data_dir);
@@ -104,6 +104,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     let heartbeat = Heartbeat {
         node_name: config.node_name.clone(),
         node_uid: node_uid.subscribe(),
+        configured: cluster.configured.clone(),
         servers: cluster.servers.subscribe(),
         tls: cluster.node_tls.subscribe(),
         links: LinksOptions {
@@ -159,7 +160,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         node_ips: cluster.node_ips.clone(),
         ends,
         node: node_object.clone(),
-        controller,
+        controller: controller.clone(),
         look,
     });
 
@@ -183,7 +184,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     tokio::spawn(network);
     tokio::spawn(follow_uid(node_object, node_uid));
     tokio::spawn(qos::run(Arc::clone(&machine.pod_tree), (&machine.reservation).into(), assignments.subscribe()));
-    tokio::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics)));
+    tokio::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics), vec![client.clone(), controller.clone()]));
     tokio::spawn(events.run(client.clone()));
     tokio::spawn(objects.clone().run());
     tokio::spawn(status.run(client.clone(), assignments.subscribe()));
@@ -242,18 +243,30 @@ async fn follow_uid(mut node: watch::Receiver<Option<Arc<Node>>>, uid: watch::Se
     }
 }
 
-async fn follow_links(mut states: watch::Receiver<BTreeMap<tunnel::ServerAddr, LinkState>>, metrics: Arc<Metrics>) {
-    let mut connected = 0;
+/// The state of the links is the health of the servers: it moves the API connections, too.
+async fn follow_links(mut states: watch::Receiver<BTreeMap<tunnel::ServerAddr, LinkState>>, metrics: Arc<Metrics>, clients: Vec<Client>) {
+    let mut before: BTreeMap<tunnel::ServerAddr, Option<bool>> = BTreeMap::new();
     loop {
-        let (now, total) = {
-            let states = states.borrow_and_update();
-            (states.values().filter(|state| **state == LinkState::Connected).count(), states.len())
-        };
-        metrics.tunnel_links(now, total);
-        if now > connected {
-            metrics.tunnel_connected();
+        let now: BTreeMap<_, _> = states.borrow_and_update().iter().map(|(server, state)| (server.clone(), state.health())).collect();
+        metrics.tunnel_links(now.values().filter(|health| **health == Some(true)).count(), now.len());
+        for (server, health) in &now {
+            let Some(ok) = *health else { continue };
+            if before.get(server) == Some(&Some(ok)) {
+                continue;
+            }
+            if ok {
+                metrics.tunnel_connected();
+            }
+            for client in &clients {
+                client.health(server, ok).await;
+            }
         }
-        connected = now;
+        // A link that is dialling again has not forgotten how it ended.
+        for (server, health) in now {
+            if health.is_some() {
+                before.insert(server, health);
+            }
+        }
         if states.changed().await.is_err() {
             return;
         }

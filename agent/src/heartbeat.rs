@@ -37,6 +37,8 @@ pub struct Heartbeat {
     pub node_name: String,
     /// The Node's UID once it is registered, to own the lease.
     pub node_uid: watch::Receiver<String>,
+    /// The address of the configuration.
+    pub configured: ServerAddr,
     pub servers: watch::Receiver<Vec<ServerAddr>>,
     /// Node identity, HTTP/2.
     pub tls: watch::Receiver<Arc<ClientConfig>>,
@@ -64,7 +66,7 @@ impl Heartbeat {
     async fn run(self) {
         let mut stop = self.stop.clone();
         let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf,application/json" };
-        let client = Client::new(Servers::new(self.servers.clone(), self.tls.clone()), settings);
+        let client = Client::new(Servers::new(&self.configured, self.servers.clone(), self.tls.clone()), settings);
         let links = run_links(self.servers, self.links);
         let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, slimmed: false };
         tokio::select! {

@@ -15,7 +15,10 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio::task::AbortHandle;
+use tokio_rustls::rustls::ClientConfig;
+use tunnel::ServerAddr;
 
 use super::error::Error;
 use super::meta::Object;
@@ -53,11 +56,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { deadline: Duration::from_secs(10), keep_alive: Some(Duration::from_secs(60)), accept: JSON }
+        Settings { deadline: Duration::from_secs(10), keep_alive: Some(Duration::from_secs(120)), accept: JSON }
     }
 }
 
 const JSON: &str = "application/json";
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 const AGENT: &str = concat!("edge-agent/", env!("CARGO_PKG_VERSION"));
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -71,19 +75,22 @@ struct Inner {
     servers: Servers,
     settings: Settings,
     live: Mutex<Live>,
+    /// Counts connections made: who waits for the server to come back is woken by it.
+    made: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct Live {
     connection: Option<Connection>,
-    made: u64,
 }
 
 #[derive(Clone)]
 struct Connection {
     sender: http2::SendRequest<Full<Bytes>>,
+    server: Arc<ServerAddr>,
     authority: Arc<str>,
     number: u64,
+    driver: AbortHandle,
 }
 
 /// Status code and body of an answer.
@@ -95,7 +102,7 @@ pub struct Answer {
 
 impl Client {
     pub fn new(servers: Servers, settings: Settings) -> Client {
-        Client { inner: Arc::new(Inner { servers, settings, live: Mutex::new(Live::default()) }) }
+        Client { inner: Arc::new(Inner { servers, settings, live: Mutex::new(Live::default()), made: watch::Sender::new(0) }) }
     }
 
     /// `path` starts with `/api` or `/apis` and may carry a query.
@@ -117,6 +124,13 @@ impl Client {
         decode(path, &answer.body)
     }
 
+    /// A patch whose answer nobody looks at: servers that can leave out all but the metadata do.
+    pub async fn patch_only(&self, path: &str, kind: PatchType, body: &impl Serialize) -> Result<(), Error> {
+        let body = encode(path, body)?;
+        self.raw_accepting(Method::PATCH, path, kind.content_type(), METADATA_ONLY, body).await?;
+        Ok(())
+    }
+
     pub async fn patch<T: DeserializeOwned>(&self, path: &str, kind: PatchType, body: &impl Serialize) -> Result<T, Error> {
         let answer = self.raw(Method::PATCH, path, kind.content_type(), encode(path, body)?).await?;
         decode(path, &answer.body)
@@ -129,10 +143,14 @@ impl Client {
 
     /// Any request; answers of 400 and above are errors. `content_type` empty: no body.
     pub async fn raw(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Answer, Error> {
+        self.raw_accepting(method, path, content_type, self.inner.settings.accept, body).await
+    }
+
+    async fn raw_accepting(&self, method: Method, path: &str, content_type: &str, accept: &str, body: Bytes) -> Result<Answer, Error> {
         let after = self.inner.settings.deadline;
         let mut used = None;
         let call = async {
-            let response = self.send(method, path, content_type, self.inner.settings.accept, body, &mut used).await?;
+            let response = self.send(method, path, content_type, accept, body, &mut used).await?;
             let code = response.status().as_u16();
             let body = match response.into_body().collect().await {
                 Ok(all) => all.to_bytes(),
@@ -155,9 +173,31 @@ impl Client {
         Watch::new(self.clone(), path, selector)
     }
 
-    /// Closes the connection for new requests: the next one dials again.
+    /// Closes the connection: what is on its way fails at once, the next request dials again.
     pub async fn reconnect(&self) {
-        self.inner.live.lock().await.connection = None;
+        if let Some(connection) = self.inner.live.lock().await.connection.take() {
+            connection.driver.abort();
+            self.inner.servers.closed(&connection.server);
+        }
+    }
+
+    /// What the tunnel to a server says about it: connections to servers that are down are given up.
+    pub async fn health(&self, server: &ServerAddr, ok: bool) {
+        let close = self.inner.servers.health(server, ok);
+        let ours = self.inner.live.lock().await.connection.as_ref().map(|connection| Arc::clone(&connection.server));
+        if ours.is_some_and(|ours| close.contains(&ours)) {
+            self.reconnect().await;
+        }
+    }
+
+    /// Waits, but not longer than until a new connection is made by somebody else.
+    pub async fn pause(&self, at_most: Duration) {
+        let mut made = self.inner.made.subscribe();
+        // Both arms end the wait; neither carries anything.
+        tokio::select! {
+            () = tokio::time::sleep(at_most) => {}
+            _ = made.changed() => {}
+        }
     }
 
     /// Opens a streaming GET; the deadline covers the head of the answer only.
@@ -222,19 +262,38 @@ impl Client {
         if let Some(connection) = live.connection.as_ref().filter(|c| !c.sender.is_closed()) {
             return Ok(connection.clone());
         }
-        live.connection = None;
-        let (server, tls) = self.inner.servers.choose()?;
+        if let Some(ended) = live.connection.take() {
+            self.inner.servers.closed(&ended.server);
+        }
+        let (candidates, tls) = self.inner.servers.choose();
+        let mut failure = Error::Transport { server: "no server".to_owned(), cause: "none is known".to_owned() };
+        for server in candidates {
+            match self.connect(&server, Arc::clone(&tls)).await {
+                Ok((sender, driver)) => {
+                    self.inner.servers.worked(&server);
+                    let mut number = 0;
+                    self.inner.made.send_modify(|made| {
+                        *made += 1;
+                        number = *made;
+                    });
+                    let connection = Connection { sender, authority: server.to_string().into(), server: Arc::new(server), number, driver };
+                    live.connection = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    self.inner.servers.failed(&server);
+                    failure = error;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn connect(&self, server: &ServerAddr, tls: Arc<ClientConfig>) -> Result<(http2::SendRequest<Full<Bytes>>, AbortHandle), Error> {
         let transport = |cause: String| Error::Transport { server: server.to_string(), cause };
-        let dialled = match tokio::time::timeout(DIAL_DEADLINE, self.inner.servers.dial(&server, tls)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(cause)) => {
-                self.inner.servers.failed(&server);
-                return Err(transport(cause));
-            }
-            Err(_) => {
-                self.inner.servers.failed(&server);
-                return Err(Error::Deadline { server: server.to_string(), after: DIAL_DEADLINE });
-            }
+        let dialled = match tokio::time::timeout(DIAL_DEADLINE, self.inner.servers.dial(server, tls)).await {
+            Ok(dialled) => dialled.map_err(transport)?,
+            Err(_) => return Err(Error::Deadline { server: server.to_string(), after: DIAL_DEADLINE }),
         };
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
@@ -245,16 +304,12 @@ impl Client {
             .keep_alive_interval(self.inner.settings.keep_alive)
             .keep_alive_timeout(Duration::from_secs(10));
         let (sender, driver) = builder.handshake(TokioIo::new(dialled)).await.map_err(|error| transport(chain(&error)))?;
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(error = %chain(&error), "api connection ended");
             }
         });
-        self.inner.servers.worked(&server);
-        live.made += 1;
-        let connection = Connection { sender, authority: server.to_string().into(), number: live.made };
-        live.connection = Some(connection.clone());
-        Ok(connection)
+        Ok((sender, driver.abort_handle()))
     }
 
     async fn broken(&self, used: Option<&Connection>, error: &hyper::Error) -> Error {
@@ -269,6 +324,7 @@ impl Client {
         let mut live = self.inner.live.lock().await;
         if live.connection.as_ref().is_some_and(|c| c.number == used.number) {
             live.connection = None;
+            self.inner.servers.closed(&used.server);
         }
     }
 }

@@ -104,7 +104,7 @@ impl<T: DeserializeOwned + Object> Watch<T> {
                         tracing::warn!(path = %self.path, error = %error, "watch interrupted, retrying");
                     }
                     let wait = self.backoff.next_wait();
-                    tokio::time::sleep(wait).await;
+                    self.client.pause(wait).await;
                 }
             }
         }

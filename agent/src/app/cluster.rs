@@ -34,7 +34,7 @@ pub(super) struct Cluster {
     /// `system:k3s-controller`, HTTP/2.
     pub controller_tls: watch::Sender<Arc<ClientConfig>>,
     pub credentials: watch::Sender<Credentials>,
-    configured: ServerAddr,
+    pub configured: ServerAddr,
     fresh: bool,
 }
 
