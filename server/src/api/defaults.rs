@@ -161,6 +161,12 @@ fn pod(object: &mut Value) {
     set(object, "status", json!({}));
     set(&mut object["status"], "phase", json!("Pending"));
     set(&mut object["status"], "qosClass", json!(qos));
+    for list in ["containerStatuses", "initContainerStatuses"] {
+        for status in items(&mut object["status"], list) {
+            set(status, "state", json!({}));
+            set(status, "lastState", json!({}));
+        }
+    }
 }
 
 /// Limits without requests are requests too.

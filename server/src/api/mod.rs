@@ -5,6 +5,7 @@
 //! `table` for kubectl's columns and `discovery` for what there is.
 
 mod admission;
+mod apply;
 mod defaults;
 mod discovery;
 pub mod kind;
@@ -29,6 +30,9 @@ mod table_pod;
 mod validate;
 mod views;
 pub mod watch;
+
+#[cfg(test)]
+mod golden;
 
 pub use discovery::GIT_VERSION;
 pub use kind::Kind;

@@ -208,9 +208,17 @@ pub(super) fn update(
     Ok((next != *current).then_some(next))
 }
 
+/// Clients do not write `managedFields`; only applying does.
+pub(super) fn keep_managed(current: &Value, next: &mut Value) {
+    let metadata = meta::metadata_mut(next);
+    match current["metadata"].get("managedFields") {
+        Some(managed) => metadata.insert("managedFields".to_owned(), managed.clone()),
+        None => metadata.remove("managedFields"),
+    };
+}
+
 fn keep_metadata(current: &Value, next: &mut Value) {
     let metadata = meta::metadata_mut(next);
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
     for field in OWNED_METADATA {
         match current["metadata"].get(*field) {

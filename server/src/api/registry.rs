@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::apply::{self, Applied};
 use super::kind::{self, KINDS, Kind};
 pub use super::patch::PatchType;
 use super::selector::Selectors;
@@ -168,6 +169,19 @@ impl Registry {
         actor: &Actor,
         dry_run: bool,
     ) -> Result<Arc<Value>, ApiStatus> {
+        self.create_managed(kind, namespace, object, actor, dry_run, None)
+            .await
+    }
+
+    async fn create_managed(
+        &self,
+        kind: &'static Kind,
+        namespace: Option<&str>,
+        object: Value,
+        actor: &Actor,
+        dry_run: bool,
+        managed: Option<Value>,
+    ) -> Result<Arc<Value>, ApiStatus> {
         let generated =
             meta::name(&object).is_empty() && !meta::get(&object, "generateName").is_empty();
         let _services = if kind == &kind::SERVICE {
@@ -177,6 +191,9 @@ impl Registry {
         };
         for _ in 0..ROUNDS {
             let mut ready = prepare::create(self, kind, namespace, object.clone(), actor)?;
+            if let Some(managed) = &managed {
+                meta::metadata_mut(&mut ready).insert("managedFields".to_owned(), managed.clone());
+            }
             if kind == &kind::SERVICE {
                 service::allocate(
                     &self.list(kind, None, &Selectors::default()).0,
@@ -327,6 +344,23 @@ impl Registry {
         sub: Subresource,
         actor: &Actor,
         dry_run: bool,
+        make: impl FnMut(&Value) -> Result<Option<Value>, ApiStatus> + Send,
+    ) -> Result<Arc<Value>, ApiStatus> {
+        self.change_with(kind, namespace, name, sub, actor, dry_run, false, make)
+            .await
+    }
+
+    /// As `change`; `managed` when `make` sets `managedFields` itself.
+    #[allow(clippy::too_many_arguments)] // the request's own parts
+    async fn change_with(
+        &self,
+        kind: &'static Kind,
+        namespace: Option<&str>,
+        name: &str,
+        sub: Subresource,
+        actor: &Actor,
+        dry_run: bool,
+        managed: bool,
         mut make: impl FnMut(&Value) -> Result<Option<Value>, ApiStatus> + Send,
     ) -> Result<Arc<Value>, ApiStatus> {
         let _services = if kind == &kind::SERVICE {
@@ -336,9 +370,12 @@ impl Registry {
         };
         for _ in 0..ROUNDS {
             let current = self.stored(kind, namespace, name)?;
-            let Some(next) = make(&current.value)? else {
+            let Some(mut next) = make(&current.value)? else {
                 return Ok(current.value);
             };
+            if !managed {
+                prepare::keep_managed(&current.value, &mut next);
+            }
             let named = meta::get(&next, "resourceVersion");
             let conditional = !named.is_empty() && named != "0";
             if conditional && named != meta::get(&current.value, "resourceVersion") {
@@ -377,6 +414,43 @@ impl Registry {
             }
         }
         Err(ApiStatus::conflict(kind, name))
+    }
+
+    /// Server-side apply: creates the object, or merges one manager's configuration into it.
+    /// Says whether it was created.
+    #[allow(clippy::too_many_arguments)] // the request's own parts
+    pub(super) async fn apply(
+        &self,
+        kind: &'static Kind,
+        namespace: Option<&str>,
+        name: &str,
+        applied: &Applied<'_>,
+        sub: Subresource,
+        actor: &Actor,
+        dry_run: bool,
+    ) -> Result<(Arc<Value>, bool), ApiStatus> {
+        if self.get(kind, namespace, name).is_err() && sub == Subresource::Main {
+            let object = apply::merge(kind, name, None, applied)?;
+            let managed = Some(object["metadata"]["managedFields"].clone());
+            let made = self
+                .create_managed(kind, namespace, object, actor, dry_run, managed)
+                .await;
+            // Created by someone else in between: then it is a merge.
+            if !made.as_ref().is_err_and(ApiStatus::is_already_exists) {
+                return made.map(|object| (object, true));
+            }
+        }
+        let make = |current: &Value| {
+            let mut next = apply::merge(kind, name, Some(current), applied)?;
+            let version = applied.config["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap_or_default();
+            meta::metadata_mut(&mut next).insert("resourceVersion".to_owned(), json!(version));
+            apply::keep_time(current, &mut next);
+            Ok(Some(next))
+        };
+        let changed = self.change_with(kind, namespace, name, sub, actor, dry_run, true, make);
+        changed.await.map(|object| (object, false))
     }
 
     /// Removes, or starts a graceful or finalised deletion. `Ok(None)` = gone, `Ok(Some)` = still there with

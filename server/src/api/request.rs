@@ -272,9 +272,8 @@ pub fn decode(media: &str, body: &[u8]) -> Result<Value, ApiStatus> {
             .map_err(|error| {
                 ApiStatus::bad_request(format!("error converting YAML to JSON: {error}"))
             }),
-        "application/vnd.kubernetes.protobuf" => wire::decode(body).map_err(|error| {
-            ApiStatus::bad_request(format!("error decoding protobuf: {error}"))
-        }),
+        "application/vnd.kubernetes.protobuf" => wire::decode(body)
+            .map_err(|error| ApiStatus::bad_request(format!("error decoding protobuf: {error}"))),
         other => Err(ApiStatus::unsupported_media_type(
             other,
             &[

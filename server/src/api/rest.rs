@@ -5,9 +5,10 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, WARNING};
 use hyper::{Method, Request, Response};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 
+use super::apply::Applied;
 use super::kind::{self, Kind};
 use super::request::{self, Format, Query, RequestInfo};
 use super::status::{ApiStatus, Cause};
@@ -377,22 +378,36 @@ async fn patch(
     let body = request::decode(media, &bytes)?;
     let registry = &context.server.registry;
     let (kind, namespace, name) = (context.kind, context.namespace(), &context.info.name);
-    let mut warnings = Vec::new();
     if patch_type == PatchType::Apply {
         if context.query.get("fieldManager").is_empty() {
             return Err(ApiStatus::bad_request(
                 "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
             ));
         }
-        warnings = check(context, &body)?;
-        if sub == Subresource::Main && registry.get(kind, namespace, name).is_err() {
-            let mut object = views::to_stored(kind, body);
-            meta::metadata_mut(&mut object).insert("name".to_owned(), json!(name));
-            let made = registry
-                .create_with(kind, namespace, object, &context.identity, dry_run)
-                .await?;
-            return Ok(answer(context, 201, &made, &warnings));
-        }
+        let warnings = check(context, &body)?;
+        let config = views::to_stored(kind, body);
+        let applied = Applied {
+            config: &config,
+            manager: context.query.get("fieldManager"),
+            force: context.query.flag("force") && !context.query.get("force").is_empty(),
+        };
+        let (stored, created) = registry
+            .apply(
+                kind,
+                namespace,
+                name,
+                &applied,
+                sub,
+                &context.identity,
+                dry_run,
+            )
+            .await?;
+        return Ok(answer(
+            context,
+            if created { 201 } else { 200 },
+            &stored,
+            &warnings,
+        ));
     }
     let body = if kind == &kind::EVENT_V1 {
         views::to_stored(kind, body)
@@ -411,7 +426,7 @@ async fn patch(
             dry_run,
         )
         .await?;
-    Ok(answer(context, 200, &stored, &warnings))
+    Ok(answer(context, 200, &stored, &[]))
 }
 
 async fn delete_options(

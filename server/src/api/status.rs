@@ -134,6 +134,32 @@ impl ApiStatus {
         .about(kind, name)
     }
 
+    /// 409 of a server-side apply over fields of another manager.
+    pub fn apply_conflict(causes: Vec<Cause>) -> Self {
+        let count = match causes.len() {
+            1 => "1 conflict".to_owned(),
+            n => format!("{n} conflicts"),
+        };
+        let text = match causes.as_slice() {
+            [one] => format!(": {}: {}", one.message, one.field),
+            many => many
+                .iter()
+                .map(|c| format!("\n- {}: {}", c.message, c.field))
+                .collect(),
+        };
+        let separator = if causes.len() == 1 { "" } else { ":" };
+        let mut status = Self::failure(
+            409,
+            "Conflict",
+            format!("Apply failed with {count}{separator}{text}"),
+        );
+        status.details = Some(Details {
+            causes,
+            ..Details::default()
+        });
+        status
+    }
+
     /// 403 of authorisation or admission; `name` empty for collections.
     pub fn forbidden(group: &str, plural: &str, name: &str, why: &str) -> Self {
         let qualified = if group.is_empty() {

@@ -197,7 +197,7 @@ impl Deployments {
                     deployment["metadata"]["annotations"][rollout::REVISION] = json!(revision);
                     changed
                 };
-                self.modify(&kind::DEPLOYMENT, deployment, Subresource::Main, change).await
+                self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change).await
             }
             Step::DeleteSet(set) => {
                 let deleted = registry
