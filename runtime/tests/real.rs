@@ -640,3 +640,68 @@ async fn a_runtime_that_is_away_is_worth_a_retry() {
         .unwrap_err();
     assert!(!error.is_not_found());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_given_up_half_way_leave_nothing() {
+    or_skip!();
+    let machine = Machine::new(6);
+    let client = machine.with_images().await;
+    // A first one, whole: unpacks the image, and says how long it takes.
+    let began = Instant::now();
+    let first = client
+        .run_pod_sandbox(machine.sandbox("whole"), "")
+        .await
+        .unwrap();
+    client.stop_pod_sandbox(&first).await.unwrap();
+    client.remove_pod_sandbox(&first).await.unwrap();
+    let whole = began.elapsed();
+
+    // An agent killed at some moment is, to containerd, a call given up. Each at another moment.
+    let rounds = 24;
+    for round in 0..rounds {
+        let limit = whole * round / rounds;
+        let config = machine.sandbox(&format!("cut{round}"));
+        let _ = tokio::time::timeout(limit, client.run_pod_sandbox(config, "")).await;
+    }
+    // What did come into being is found by its labels, and goes as usual; the rest containerd clears away, nearly.
+    let netns = machine.options.state.join("netns");
+    let leases = machine.dir.path().join("ipam").join(&machine.bridge);
+    let left = || {
+        let count = |dir: &Path, what: fn(&str) -> bool| {
+            std::fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|e| what(&e.file_name().to_string_lossy()))
+                .count()
+        };
+        (
+            processes_naming("containerd-shim")
+                .iter()
+                .filter(|line| line.contains(machine.options.socket.to_str().unwrap()))
+                .count(),
+            count(&netns, |_| true),
+            count(&leases, |name| name.starts_with("10.")),
+        )
+    };
+    let limit = Instant::now() + Duration::from_secs(30);
+    loop {
+        for sandbox in client.list_sandboxes(BTreeMap::new()).await.unwrap() {
+            let id = SandboxId::from(sandbox.id);
+            client.stop_pod_sandbox(&id).await.unwrap();
+            client.remove_pod_sandbox(&id).await.unwrap();
+        }
+        if left() == (0, 0, 0) {
+            break;
+        }
+        // A shim or so containerd does lose; the agent ends those.
+        Managed::sweep(&machine.options, Duration::from_secs(1)).await;
+        assert!(
+            Instant::now() < limit,
+            "shims, network namespaces, addresses left: {:?}",
+            left()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    machine.end().await;
+}

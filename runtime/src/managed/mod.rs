@@ -76,6 +76,11 @@ const READY: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(15);
 /// A log of this many bytes is put aside at the next start.
 const LARGEST_LOG: u64 = 4 << 20;
+/// When forgotten shims are looked for: soon after a start, for a killed agent leaves them, and now and then.
+const FIRST_SWEEP: Duration = Duration::from_secs(30);
+const NEXT_SWEEP: Duration = Duration::from_secs(3600);
+/// How long a shim without work may take to get some.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// `sun_path` with its final zero.
 const LONGEST_SOCKET: usize = 107;
 
@@ -205,7 +210,19 @@ impl Managed {
         let mut pause = Duration::from_millis(100);
         loop {
             let since = Instant::now();
-            self.ended().await;
+            let sweeper = async {
+                let mut next = FIRST_SWEEP;
+                loop {
+                    tokio::time::sleep(next).await;
+                    Managed::sweep(&options, PATIENCE).await;
+                    next = NEXT_SWEEP;
+                }
+            };
+            tokio::select! {
+                () = self.ended() => {}
+                // Never ends; dropped between two looks it has done nothing yet.
+                () = sweeper => {}
+            }
             if since.elapsed() > Duration::from_secs(60) {
                 pause = Duration::from_millis(100);
             }
@@ -219,6 +236,25 @@ impl Managed {
                 }
             };
         }
+    }
+
+    /// Ends shims that serve nothing: containerd forgets one when a call to start a sandbox is given up at the wrong
+    /// moment (the agent was killed), and each holds 4 MB until somebody ends it. Judged twice, `patience` apart, so that
+    /// none that is just starting is taken. Returns how many.
+    pub async fn sweep(options: &ManagedOptions, patience: Duration) -> usize {
+        let bundles = options.state.join("io.containerd.runtime.v2.task/k8s.io");
+        let first = process::idle_shims(&options.socket, &bundles);
+        if first.is_empty() {
+            return 0;
+        }
+        tokio::time::sleep(patience).await;
+        let still = process::idle_shims(&options.socket, &bundles);
+        let idle: Vec<Process> = first.into_iter().filter(|p| still.contains(p)).collect();
+        for shim in &idle {
+            tracing::info!(pid = shim.pid, "forgotten shim ended");
+            shim.signal(Signal::SIGKILL);
+        }
+        idle.len()
     }
 
     /// Waits until CRI answers and says it is ready. The network may still be missing: that is the node's business.

@@ -118,6 +118,23 @@ pub(super) fn shims_of(socket: &Path) -> Vec<Process> {
         .collect()
 }
 
+/// Shims of `socket` that serve nothing: no container process below them, and no bundle of theirs in `bundles`.
+pub(super) fn idle_shims(socket: &Path, bundles: &Path) -> Vec<Process> {
+    let parents: BTreeSet<u32> = all()
+        .into_iter()
+        .filter_map(|pid| stat(pid).map(|s| s.parent))
+        .collect();
+    shims_of(socket)
+        .into_iter()
+        .filter(|shim| !parents.contains(&shim.pid))
+        .filter(|shim| {
+            let arguments = arguments(shim.pid);
+            let id = arguments.windows(2).find(|pair| pair[0] == "-id");
+            id.is_some_and(|pair| !bundles.join(&pair[1]).exists())
+        })
+        .collect()
+}
+
 /// Kills shims with everything below them: the first process of each container, and with it its process namespace.
 pub(super) fn kill_trees(roots: &[Process]) {
     let mut doomed: BTreeSet<u32> = roots.iter().map(|p| p.pid).collect();
