@@ -123,7 +123,7 @@ impl Metrics {
             "Version of the running agent, constant 1",
             Info::new([("version", version.to_owned())]),
         );
-        registry.register_collector(Box::new(node::Pressure::default()));
+        registry.register_collector(Box::new(node::Pressure));
         registry.register_collector(Box::new(node::Process::default()));
         let metrics = Self {
             lease_renew: histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),

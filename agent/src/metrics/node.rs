@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 type Outcome = Result<(), std::fmt::Error>;
 
 /// `node_pressure_*`, named and described as node_exporter does, so that dashboards work without it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pressure;
 
 const PRESSURE: [(Resource, bool, &str, &str); 5] = [
