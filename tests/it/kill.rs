@@ -33,25 +33,26 @@ fn of_app(containers: &BTreeMap<String, Seen>, app: &str) -> BTreeMap<String, Se
     containers.iter().filter(|(_, seen)| seen.pod.starts_with(&prefix)).map(|(id, seen)| (id.clone(), seen.clone())).collect()
 }
 
-/// What the node runs is exactly what the server assigned to it: each container once, never restarted, no sandbox more.
+/// What the node runs is exactly what the server assigned to it: each container started once, no sandbox more.
 fn settled(node: &Node, k: &Kubectl) -> Result<(), String> {
     let pods = k.json(&["pods", "--field-selector", &format!("spec.nodeName={}", node.name)])?;
     let wanted: BTreeSet<String> =
         pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect();
     for pod in pods["items"].as_array().into_iter().flatten() {
         let status = &pod["status"]["containerStatuses"][0];
-        if status["ready"] != true || status["restartCount"] != 0 {
+        if status["ready"] != true {
             return Err(format!("{}: {status}", pod["metadata"]["name"]));
         }
     }
     let containers = node.containers()?;
-    let mut running = BTreeSet::new();
+    let (mut running, mut started) = (BTreeSet::new(), BTreeSet::new());
     for (id, seen) in &containers {
-        if seen.attempt != 0 {
-            return Err(format!("container {id} was started again: {seen:?}"));
+        // A start that the kill cut short never ran: the runtime gives it no start time, and there is a next attempt.
+        if seen.started_at > 0 && !started.insert(seen.pod.clone()) {
+            return Err(format!("{} was started twice, again as {id}: {seen:?}", seen.pod));
         }
-        if seen.running && !running.insert(seen.pod.clone()) {
-            return Err(format!("{} runs twice", seen.pod));
+        if seen.running {
+            running.insert(seen.pod.clone());
         }
     }
     let sandboxes = node.sandboxes()?;
