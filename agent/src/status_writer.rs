@@ -125,7 +125,13 @@ impl Handle {
                         return;
                     }
                     if let Assignments::Known(pods) = &*assignments.borrow_and_update() {
-                        self.lock().retain(|uid, entry| entry.busy || entry.wanted.is_some() || pods.contains_key(uid));
+                        let mut entries = self.lock();
+                        entries.retain(|uid, entry| entry.busy || entry.wanted.is_some() || pods.contains_key(uid));
+                        for (uid, entry) in entries.iter_mut() {
+                            if let Some(pod) = pods.get(uid) {
+                                entry.insist(pod);
+                            }
+                        }
                     }
                 }
             }
@@ -207,6 +213,20 @@ enum Next {
 }
 
 impl Entry {
+    /// The server took a node that was silent for dead and its pods for not ready: what was last said still holds and is
+    /// said again.
+    fn insist(&mut self, pod: &Pod) {
+        let version = pod.metadata.resource_version.parse().unwrap_or(0);
+        if self.busy || self.wanted.is_some() || version <= self.version {
+            return;
+        }
+        let ready = |status: &PodStatus| status.conditions.iter().find(|c| c.kind == "Ready").map(|c| c.status.clone());
+        if ready(&self.base).is_some() && ready(&self.base) != ready(&pod.status) {
+            self.wanted = Some(std::mem::replace(&mut self.base, pod.status.clone()));
+            self.version = version;
+        }
+    }
+
     fn path(&self, sub: &str) -> String {
         format!("/api/v1/namespaces/{}/pods/{}{sub}", self.namespace, self.name)
     }
@@ -265,6 +285,7 @@ fn failed(error: Error, status: Option<PodStatus>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::pod::PodCondition;
 
     fn pod(version: &str, phase: &str) -> Pod {
         let mut pod = Pod::default();
@@ -286,6 +307,24 @@ mod tests {
             Next::Work(_, path, Work::Delete) => Some((path, None)),
             Next::Wait(_) | Next::Nothing => None,
         }
+    }
+
+    #[test]
+    fn a_pod_declared_not_ready_behind_our_back_is_declared_ready_again() {
+        let ready = |value: &str| PodStatus {
+            conditions: vec![PodCondition { kind: "Ready".to_owned(), status: value.to_owned(), ..PodCondition::default() }],
+            ..status("Running")
+        };
+        let mut of_server = pod("1", "Running");
+        of_server.status = ready("True");
+        let handle = Handle::default();
+        handle.publish(&of_server, ready("True"));
+        assert_eq!(next(&handle), None);
+        of_server.status = ready("False");
+        of_server.metadata.resource_version = "2".to_owned();
+        handle.lock().values_mut().for_each(|entry| entry.insist(&of_server));
+        let (_, body) = next(&handle).expect("a patch");
+        assert_eq!(body.expect("a body")["status"]["conditions"][0]["status"], "True");
     }
 
     #[test]

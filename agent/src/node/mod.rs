@@ -233,8 +233,16 @@ impl Loop {
         };
         match node {
             Some(node) => {
+                // After a silence the server says Unknown, or another writer says something else: say it again.
+                let denied = |ours: &NodeCondition| {
+                    node.status.conditions.iter().any(|c| c.kind == ours.kind && c.status != ours.status)
+                };
+                let stands = !self.conditions.iter().any(denied);
+                if !stands {
+                    self.sent_at = None;
+                }
                 self.publish(node);
-                true
+                stands
             }
             None => {
                 tracing::warn!(node = %self.name(), "node object is gone, registering again");
