@@ -1,1 +1,466 @@
-//! Decisions, case by case.
+//! Decisions: a table of situations, and a property: whatever dies wherever, it converges and nothing runs twice.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use runtime::PodUid;
+use runtime::observe::ObservedSandbox;
+use serde_json::json;
+
+use super::*;
+use crate::pod::history::Failure;
+use crate::pod::probes::Kind;
+
+const NOW: Nanos = 1_000 * SECOND;
+
+fn pod(spec: serde_json::Value) -> Pod {
+    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec})).unwrap()
+}
+
+fn sandbox(id: &str, attempt: u32, ready: bool) -> ObservedSandbox {
+    ObservedSandbox {
+        id: id.into(),
+        attempt,
+        ready,
+        created_at: i64::from(attempt),
+        ips: vec!["10.42.0.2".to_owned()],
+        host_network: Some(false),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+fn container(name: &str, attempt: u32, state: ContainerState, exit_code: i32) -> ObservedContainer {
+    ObservedContainer {
+        id: format!("{name}{attempt}").into(),
+        sandbox: "s0".into(),
+        name: name.to_owned(),
+        attempt,
+        state,
+        created_at: 0,
+        started_at: 0,
+        finished_at: NOW - SECOND,
+        exit_code,
+        reason: String::new(),
+        message: String::new(),
+        image: String::new(),
+        image_ref: String::new(),
+        image_id: String::new(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        log_path: String::new(),
+        mounts: Vec::new(),
+        resources: None,
+        user: None,
+    }
+}
+
+fn running(name: &str) -> ObservedContainer {
+    container(name, 0, ContainerState::ContainerRunning, 0)
+}
+
+fn exited(name: &str, attempt: u32, code: i32) -> ObservedContainer {
+    container(name, attempt, ContainerState::ContainerExited, code)
+}
+
+/// One situation, ordinary unless a row says otherwise.
+struct Case {
+    pod: Pod,
+    seen: ObservedPod,
+    history: History,
+    health: Health,
+    removed: bool,
+    rejected: bool,
+}
+
+fn case(spec: serde_json::Value, sandboxes: Vec<ObservedSandbox>, containers: Vec<ObservedContainer>) -> Case {
+    let mut seen = ObservedPod::empty(PodUid::from("u"));
+    seen.sandboxes = sandboxes;
+    seen.containers = containers;
+    Case { pod: pod(spec), seen, history: History::default(), health: Health::default(), removed: false, rejected: false }
+}
+
+impl Case {
+    fn step(&self) -> Step {
+        decide(&Facts {
+            pod: &self.pod,
+            removed: self.removed,
+            rejected: self.rejected,
+            seen: &self.seen,
+            history: &self.history,
+            health: &self.health,
+            start_time: Some(NOW - 100 * SECOND),
+            now: NOW,
+        })
+    }
+
+    fn deleted(mut self) -> Case {
+        self.pod.metadata.deletion_timestamp = Some("2026-11-23T02:51:47Z".to_owned());
+        self
+    }
+}
+
+fn start(name: &str, attempt: u32) -> Step {
+    Step::Start { container: name.to_owned(), attempt }
+}
+
+const WAIT: Step = Step::Wait { until: None };
+
+fn one() -> serde_json::Value {
+    json!({"containers": [{"name": "c", "image": "i"}]})
+}
+
+fn up() -> Vec<ObservedSandbox> {
+    vec![sandbox("s0", 0, true)]
+}
+
+#[test]
+fn a_new_pod_gets_a_sandbox_then_its_containers_in_order() {
+    let two = json!({"containers": [{"name": "a"}, {"name": "b"}]});
+    assert_eq!(case(two.clone(), vec![], vec![]).step(), Step::RunSandbox { attempt: 0 });
+    assert_eq!(case(two.clone(), up(), vec![]).step(), start("a", 0));
+    assert_eq!(case(two.clone(), up(), vec![running("a")]).step(), start("b", 0));
+    assert_eq!(case(two, up(), vec![running("a"), running("b")]).step(), WAIT);
+}
+
+#[test]
+fn what_a_dead_agent_left_half_done_is_carried_on() {
+    let made = container("c", 0, ContainerState::ContainerCreated, 0);
+    assert_eq!(case(one(), up(), vec![made]).step(), Step::Resume { container: "c".to_owned(), id: "c0".into() });
+    assert_eq!(case(one(), vec![sandbox("s0", 0, false)], vec![]).step(), Step::RunSandbox { attempt: 1 });
+    let gone = case(one(), vec![sandbox("s0", 0, false)], vec![]).deleted();
+    assert_eq!(gone.step(), Step::Release, "a half torn-down pod goes on down");
+}
+
+#[test]
+fn a_sandbox_that_is_gone_or_doubled_is_replaced() {
+    let lost = case(one(), vec![sandbox("s0", 0, false)], vec![running("c")]);
+    assert_eq!(lost.step(), Step::StopAll { why: StopAll::SandboxChanged });
+    let twice = case(one(), vec![sandbox("s1", 1, true), sandbox("s0", 0, true)], vec![]);
+    assert_eq!(twice.step(), Step::StopSandboxes { sandboxes: vec!["s1".into(), "s0".into()] });
+    let again = case(one(), vec![sandbox("s1", 1, true), sandbox("s0", 0, false)], vec![exited("c", 0, 137)]);
+    assert_eq!(again.step(), start("c", 1), "a container of a former sandbox comes back");
+}
+
+#[test]
+fn restarts_follow_policy_and_back_off() {
+    let spec = |policy: &str| json!({"restartPolicy": policy, "containers": [{"name": "c"}, {"name": "d"}]});
+    let with = |policy: &str, code| case(spec(policy), up(), vec![exited("c", 0, code), running("d")]);
+    assert_eq!(with("Always", 0).step(), start("c", 1));
+    assert_eq!(with("OnFailure", 0).step(), WAIT);
+    assert_eq!(with("OnFailure", 1).step(), start("c", 1));
+    assert_eq!(with("Never", 1).step(), WAIT);
+
+    let mut waiting = with("Always", 1);
+    let container = waiting.pod.spec.containers[0].clone();
+    waiting.history.restarting(&container, NOW - 20 * SECOND, NOW - 20 * SECOND);
+    assert_eq!(waiting.step(), Step::Wait { until: Some(NOW + 9 * SECOND) }, "ten seconds from its end");
+}
+
+#[test]
+fn a_failed_start_waits_for_its_retry_and_holds_up_nobody() {
+    let mut failing = case(json!({"containers": [{"name": "a"}, {"name": "b"}]}), up(), vec![]);
+    failing.history.failed("a", Failure { reason: "ErrImagePull", message: String::new(), retry_at: NOW + SECOND });
+    assert_eq!(failing.step(), start("b", 0));
+    failing.seen.containers.push(running("b"));
+    assert_eq!(failing.step(), Step::Wait { until: Some(NOW + SECOND) });
+}
+
+#[test]
+fn init_containers_run_one_after_the_other() {
+    let spec = json!({"initContainers": [{"name": "i1"}, {"name": "i2"}], "containers": [{"name": "c"}]});
+    let with = |containers| case(spec.clone(), up(), containers).step();
+    assert_eq!(with(vec![]), start("i1", 0));
+    assert_eq!(with(vec![running("i1")]), WAIT);
+    assert_eq!(with(vec![exited("i1", 0, 0)]), start("i2", 0));
+    assert_eq!(with(vec![exited("i1", 0, 1)]), start("i1", 1));
+    assert_eq!(with(vec![exited("i1", 0, 0), exited("i2", 0, 0)]), start("c", 0));
+    assert_eq!(with(vec![exited("c", 0, 1), exited("i1", 0, 0), exited("i2", 0, 0)]), start("c", 1), "not again");
+
+    let never = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "c"}]});
+    assert_eq!(case(never, up(), vec![exited("i", 0, 7)]).step(), Step::StopSandboxes { sandboxes: vec!["s0".into()] });
+}
+
+#[test]
+fn init_containers_run_again_in_a_new_sandbox() {
+    let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}]});
+    let again = case(spec, vec![sandbox("s1", 1, true), sandbox("s0", 0, false)], vec![exited("c", 0, 137), exited("i", 0, 0)]);
+    assert_eq!(again.step(), start("i", 1));
+}
+
+#[test]
+fn a_sidecar_starts_first_restarts_always_and_goes_last() {
+    let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {"exec": {"command": ["x"]}}}], "containers": [{"name": "c"}]});
+    let mut sidecar = case(spec, up(), vec![running("s")]);
+    assert_eq!(sidecar.step(), WAIT, "not started yet");
+    sidecar.health.set(&"s0".into(), Kind::Startup, true);
+    assert_eq!(sidecar.step(), start("c", 0));
+    sidecar.seen.containers = vec![running("c"), exited("s", 0, 0)];
+    assert_eq!(sidecar.step(), start("s", 1));
+    sidecar.seen.containers = vec![exited("c", 0, 0), running("s")];
+    assert_eq!(sidecar.step(), Step::StopAll { why: StopAll::Over });
+}
+
+#[test]
+fn sick_and_changed_containers_are_stopped() {
+    let kill = |why| Step::Kill { container: "c".to_owned(), id: "c0".into(), why };
+    let mut sick = case(one(), up(), vec![running("c")]);
+    sick.health.set(&"c0".into(), Kind::Liveness, false);
+    assert_eq!(sick.step(), kill(Kill::FailedLiveness));
+    let mut slow = case(one(), up(), vec![running("c")]);
+    slow.health.set(&"c0".into(), Kind::Startup, false);
+    assert_eq!(slow.step(), kill(Kill::FailedStartup));
+    let mut changed = case(one(), up(), vec![running("c")]);
+    changed.seen.containers[0].annotations.insert(runtime::labels::CONTAINER_HASH.to_owned(), "1".to_owned());
+    assert_eq!(changed.step(), kill(Kill::Changed));
+}
+
+#[test]
+fn the_way_down_has_an_order() {
+    let mut down = case(one(), up(), vec![running("c")]).deleted();
+    assert_eq!(down.step(), Step::StopAll { why: StopAll::Over });
+    down.seen.containers = vec![exited("c", 0, 0)];
+    assert_eq!(down.step(), Step::StopSandboxes { sandboxes: vec!["s0".into()] });
+    down.seen.sandboxes = vec![sandbox("s0", 0, false)];
+    assert_eq!(down.step(), Step::Release);
+    down.history.released = true;
+    assert_eq!(down.step(), Step::Finish);
+    down.history.finished = true;
+    assert_eq!(down.step(), WAIT, "until the server has let it go");
+    down.removed = true;
+    assert_eq!(down.step(), Step::Forget);
+}
+
+#[test]
+fn refused_terminal_and_late_pods_start_nothing() {
+    let refused = Case { rejected: true, ..case(one(), vec![], vec![]) };
+    assert_eq!(refused.step(), Step::Release);
+    let mut ended = case(one(), vec![], vec![]);
+    ended.pod.status.phase = "Succeeded".to_owned();
+    ended.history.released = true;
+    assert_eq!(ended.step(), WAIT);
+    let late = case(json!({"activeDeadlineSeconds": 99, "containers": [{"name": "c"}]}), up(), vec![running("c")]);
+    assert_eq!(late.step(), Step::StopAll { why: StopAll::Over });
+    let early = case(json!({"activeDeadlineSeconds": 101, "containers": [{"name": "c"}]}), up(), vec![running("c")]);
+    assert_eq!(early.step(), Step::Wait { until: Some(NOW + SECOND) });
+}
+
+#[test]
+fn the_newest_and_the_one_before_are_kept() {
+    let crowd = case(one(), up(), vec![container("c", 3, ContainerState::ContainerRunning, 0), exited("c", 2, 1), exited("c", 1, 1), exited("c", 0, 1)]);
+    assert_eq!(crowd.step(), Step::Discard { containers: vec!["c1".into(), "c0".into()], sandboxes: vec![] });
+    let old = case(one(), vec![sandbox("s1", 1, true), sandbox("s0", 0, false)], vec![{
+        let mut c = container("c", 3, ContainerState::ContainerRunning, 0);
+        c.sandbox = "s1".into();
+        c
+    }]);
+    assert_eq!(old.step(), Step::Discard { containers: vec![], sandboxes: vec!["s0".into()] });
+}
+
+/// A node with one pod, on which steps really happen.
+struct World {
+    case: Case,
+    now: Nanos,
+    made: u32,
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    /// The agent performs its step wholly.
+    Step,
+    /// It dies before, in the middle of or right after its step, and starts again remembering nothing.
+    Crash { part: u8 },
+    /// A container ends by itself.
+    Exit { which: usize, code: i32 },
+    /// The pause process dies.
+    SandboxDies,
+    Time { seconds: u16 },
+    Delete,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        6 => Just(Happening::Step),
+        3 => (0..3u8).prop_map(|part| Happening::Crash { part }),
+        2 => (0..4usize, 0..2i32).prop_map(|(which, code)| Happening::Exit { which, code }),
+        1 => Just(Happening::SandboxDies),
+        2 => (1..400u16).prop_map(|seconds| Happening::Time { seconds }),
+        1 => Just(Happening::Delete),
+    ]
+}
+
+impl World {
+    fn decide(&self) -> Step {
+        decide(&Facts {
+            pod: &self.case.pod,
+            removed: self.case.removed,
+            rejected: false,
+            seen: &self.case.seen,
+            history: &self.case.history,
+            health: &self.case.health,
+            start_time: Some(0),
+            now: self.now,
+        })
+    }
+
+    fn end(&mut self, which: impl Fn(&ObservedContainer) -> bool, code: i32) {
+        let now = self.now;
+        for c in self.case.seen.containers.iter_mut().filter(|c| c.state == ContainerState::ContainerRunning && which(c)) {
+            c.state = ContainerState::ContainerExited;
+            c.exit_code = code;
+            c.finished_at = now;
+        }
+    }
+
+    /// Performs a step; `whole` false stops in its middle.
+    fn perform(&mut self, step: Step, whole: bool) {
+        self.now += SECOND / 10;
+        match step {
+            Step::Wait { until } => self.now = until.unwrap_or(self.now).max(self.now),
+            Step::RunSandbox { attempt } => {
+                self.made += 1;
+                assert!(self.case.seen.sandboxes.iter().all(|s| !s.ready), "two sandboxes at once");
+                assert!(self.case.seen.sandboxes.iter().all(|s| s.attempt < attempt), "the runtime would refuse the name");
+                let mut new = sandbox(&format!("sb{}", self.made), attempt, true);
+                new.host_network = None;
+                self.case.seen.sandboxes.insert(0, new);
+            }
+            Step::Start { container: name, attempt } => {
+                self.made += 1;
+                assert!(self.case.seen.containers.iter().all(|c| c.name != name || c.attempt < attempt), "the runtime would refuse the name");
+                assert!(!self.case.seen.containers.iter().any(|c| c.name == name && is_alive(c)), "started twice");
+                let spec = self.case.pod.all_containers().find(|c| c.name == name).unwrap().clone();
+                if let Some(before) = latest(&self.case.seen, &name).map(|c| c.finished_at) {
+                    self.case.history.restarting(&spec, before, self.now);
+                }
+                let mut new = container(&name, attempt, ContainerState::ContainerCreated, 0);
+                new.id = format!("c{}", self.made).into();
+                new.sandbox = self.case.seen.sandboxes[0].id.clone();
+                new.finished_at = 0;
+                if whole {
+                    new.state = ContainerState::ContainerRunning;
+                }
+                let at = self.case.seen.containers.iter().position(|c| c.name >= name).unwrap_or(self.case.seen.containers.len());
+                self.case.seen.containers.insert(at, new);
+            }
+            Step::Resume { id, .. } => {
+                let c = self.case.seen.containers.iter_mut().find(|c| c.id == id).unwrap();
+                assert_eq!(c.state, ContainerState::ContainerCreated);
+                c.state = ContainerState::ContainerRunning;
+            }
+            Step::Kill { id, .. } => self.end(|c| c.id == id, 137),
+            Step::StopAll { .. } if whole => self.end(|_| true, 137),
+            Step::StopAll { .. } => {
+                let first = self.case.seen.containers.iter().find(|c| is_alive(c)).map(|c| c.id.clone());
+                self.end(|c| Some(&c.id) == first.as_ref(), 137);
+            }
+            Step::StopSandboxes { sandboxes } => {
+                let part = if whole { sandboxes.len() } else { 1 };
+                for id in &sandboxes[..part] {
+                    self.case.seen.sandboxes.iter_mut().find(|s| s.id == *id).unwrap().ready = false;
+                }
+            }
+            Step::Discard { containers, sandboxes } => {
+                assert!(self.case.seen.containers.iter().all(|c| !containers.contains(&c.id) || !is_alive(c)), "removed alive");
+                self.case.seen.containers.retain(|c| !containers.contains(&c.id));
+                if whole {
+                    self.case.seen.sandboxes.retain(|s| !sandboxes.contains(&s.id));
+                }
+            }
+            Step::Release => self.case.history.released = whole,
+            Step::Finish => {
+                self.case.history.finished = true;
+                self.case.removed = whole;
+            }
+            Step::Forget => {
+                self.case.seen.containers.clear();
+                if whole {
+                    self.case.seen.sandboxes.clear();
+                }
+            }
+        }
+    }
+
+    fn happen(&mut self, what: &Happening) {
+        match what {
+            Happening::Step => {
+                let step = self.decide();
+                self.perform(step, true);
+            }
+            Happening::Crash { part } => {
+                let step = self.decide();
+                match part {
+                    0 => {}
+                    1 => self.perform(step, false),
+                    _ => self.perform(step, true),
+                }
+                self.case.history = History::default();
+                self.case.health = Health::default();
+            }
+            Happening::Exit { which, code } => {
+                let id = self.case.seen.containers.iter().filter(|c| is_alive(c)).nth(*which).map(|c| c.id.clone());
+                self.end(|c| Some(&c.id) == id.as_ref(), *code);
+            }
+            Happening::SandboxDies => self.case.seen.sandboxes.iter_mut().for_each(|s| s.ready = false),
+            Happening::Time { seconds } => self.now += i64::from(*seconds) * SECOND,
+            Happening::Delete => self.case.pod.metadata.deletion_timestamp = Some("2026-11-23T02:51:47Z".to_owned()),
+        }
+    }
+
+    /// From here nothing happens any more but the agent's steps; init containers end well.
+    fn settle(&mut self) -> Step {
+        for _ in 0..200 {
+            let step = self.decide();
+            match step {
+                Step::Wait { until: None } => {
+                    let init: Vec<String> = self.case.pod.spec.init_containers.iter().filter(|c| !c.is_sidecar()).map(|c| c.name.clone()).collect();
+                    let busy = self.case.seen.containers.iter().any(|c| is_alive(c) && init.contains(&c.name));
+                    if !busy {
+                        return step;
+                    }
+                    self.end(|c| init.contains(&c.name), 0);
+                }
+                Step::Forget => {
+                    self.perform(Step::Forget, true);
+                    return Step::Forget;
+                }
+                step => self.perform(step, true),
+            }
+        }
+        panic!("does not converge: {:?}", self.decide());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn killed_anywhere_it_converges(policy in 0..3usize, happenings in proptest::collection::vec(happening(), 0..60)) {
+        let policy = ["Always", "OnFailure", "Never"][policy];
+        let spec = json!({
+            "restartPolicy": policy,
+            "initContainers": [{"name": "i1"}, {"name": "side", "restartPolicy": "Always"}, {"name": "i2"}],
+            "containers": [{"name": "a"}, {"name": "b"}],
+        });
+        let mut world = World { case: case(spec, vec![], vec![]), now: NOW, made: 0 };
+        for what in &happenings {
+            world.happen(what);
+        }
+        let end = world.settle();
+        let alive = |name: &str| world.case.seen.containers.iter().filter(|c| c.name == name && is_alive(c)).count();
+        if world.case.pod.is_deleting() {
+            prop_assert_eq!(end, Step::Forget);
+            prop_assert!(world.case.seen.is_empty(), "something leaked");
+        } else if is_over(&world.case.pod, &world.case.seen) {
+            prop_assert!(world.case.seen.sandboxes.iter().all(|s| !s.ready));
+            prop_assert!(!world.case.seen.containers.iter().any(is_alive));
+        } else {
+            prop_assert_eq!(world.case.seen.sandboxes.iter().filter(|s| s.ready).count(), 1);
+            prop_assert_eq!(alive("side"), 1);
+            for name in ["a", "b"] {
+                let done = latest(&world.case.seen, name).is_some_and(|c| ended(c) && !phase::may_restart(world.case.pod.spec.restart_policy, c.exit_code));
+                prop_assert_eq!(alive(name) + usize::from(done), 1, "{}", name);
+            }
+        }
+    }
+}

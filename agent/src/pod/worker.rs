@@ -251,10 +251,7 @@ impl Worker {
     fn tell(&mut self, step: &Step) {
         if !self.is_passing(step) {
             let status = self.derive();
-            if !self.removed && status != self.last {
-                self.deps().status.publish(&self.pod, status.clone());
-            }
-            self.last = status;
+            self.publish(status);
         }
         self.tell_back_offs();
         if !self.told_deadline && decide::past_deadline(&self.facts()) && !self.pod.status.is_terminal() {
@@ -391,11 +388,16 @@ impl Worker {
     /// Publishes in the middle of a step.
     pub(super) fn tell_now(&mut self, step: &str) {
         let status = self.derive();
+        self.publish(status);
+        tracing::trace!(pod = %self.pod.full_name(), step, "told");
+    }
+
+    fn publish(&mut self, status: PodStatus) {
         if !self.removed && status != self.last {
+            tracing::debug!(pod = %self.pod.full_name(), phase = %status.phase, ready = status.condition("Ready").is_some_and(|c| c.status == "True"), "status told");
             self.deps().status.publish(&self.pod, status.clone());
         }
         self.last = status;
-        tracing::trace!(pod = %self.pod.full_name(), step, "told");
     }
 
     /// Seconds of grace a whole-pod stop has.

@@ -7,6 +7,11 @@ use crate::pod::time;
 
 const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// Whether the node owns conditions of this type.
+pub(super) fn is_own(kind: &str) -> bool {
+    OWN.contains(&kind)
+}
+
 /// Truth of one condition, and why not.
 struct Verdict {
     holds: bool,
@@ -27,7 +32,7 @@ pub(super) fn derive(facts: &Facts<'_>, phase: Phase, init: &[ContainerStatus], 
     let ready = if ready_containers.holds { gates(facts) } else { no(ready_containers.reason, ready_containers.message.clone()) };
     let sandbox = Verdict { holds: up, reason: "", message: String::new() };
     let verdicts = [sandbox, initialized(facts, phase, init, regular), ready, ready_containers, yes()];
-    let foreign = facts.pod.status.conditions.iter().filter(|c| !OWN.contains(&c.kind.as_str())).cloned();
+    let foreign = facts.pod.status.conditions.iter().filter(|c| !is_own(&c.kind)).cloned();
     foreign.chain(OWN.iter().zip(verdicts).map(|(kind, verdict)| condition(facts, kind, verdict))).collect()
 }
 

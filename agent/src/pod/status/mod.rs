@@ -69,7 +69,7 @@ pub fn derive(facts: &Facts<'_>) -> PodStatus {
     if facts.before.is_terminal() && torn_down {
         let mut status = facts.before.clone();
         status.observed_generation = pod.metadata.generation;
-        for condition in &mut status.conditions {
+        for condition in status.conditions.iter_mut().filter(|c| conditions::is_own(&c.kind)) {
             condition.observed_generation = pod.metadata.generation;
         }
         return status;
@@ -79,7 +79,7 @@ pub fn derive(facts: &Facts<'_>) -> PodStatus {
     let mut regular = containers::statuses(facts, &pod.spec.containers, false);
     let natural = match facts.cause {
         Some(_) => phase::Phase::Failed,
-        None => phase::natural(pod, &init, &regular, facts.stopping),
+        None => phase::natural(pod, &init, &regular, facts.stopping && torn_down),
     };
     let conditions = conditions::derive(facts, natural, &init, &regular, up);
     let mut phase = natural;
