@@ -11,6 +11,7 @@ mod error;
 pub mod flannel;
 mod netlink;
 pub mod nft;
+mod remove;
 pub mod routes;
 pub mod sysctl;
 pub mod vxlan;
@@ -20,6 +21,7 @@ pub use error::Error;
 pub use flannel::Backend;
 pub use netlink::{Interface, default_interface, delete_interface, interface, interface_with};
 pub use nft::{Firewall, Masquerade};
+pub use remove::{Instance, remove};
 pub use routes::{Own, Peer, Plan, RouteChange, Routes};
 pub use vxlan::{Mac, Vxlan, VxlanPeer};
 

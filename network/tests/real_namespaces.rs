@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use network::routes::{PROTOCOL, Reason, RouteChange};
 use network::{
-    Firewall, Masquerade, Own, Peer, Routes, Vxlan, VxlanPeer, default_interface, delete_interface,
-    flannel, interface, interface_with, sysctl,
+    CniConfig, Firewall, Instance, Masquerade, Own, Peer, Routes, Vxlan, VxlanPeer,
+    default_interface, delete_interface, flannel, interface, interface_with, remove, sysctl,
+    write_conflist,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -454,4 +455,65 @@ fn vxlan_carries_pods_to_a_node_that_flannel_set_up() {
     );
     ours.remove().unwrap();
     assert!(!node_a.run("ip link show").contains("flannel.1"));
+}
+
+#[test]
+fn a_node_that_leaves_removes_what_it_made_and_nothing_else() {
+    if !able("a_node_that_leaves_removes_what_it_made_and_nothing_else") {
+        return;
+    }
+    let ns = Namespace::new();
+    ns.run("ip link add wire type veth peer name far");
+    ns.run("ip link set far up");
+    ns.run("ip link set wire up");
+    ns.run("ip address add 192.168.77.10/24 dev wire");
+    ns.run("ip route add 10.9.0.0/16 via 192.168.77.99");
+    ns.run("nft add table inet somebody_elses");
+    let facts = |ns: &Namespace| {
+        ["ip route show", "nft list ruleset", "ip -brief link show"].map(|command| ns.run(command))
+    };
+    let before = facts(&ns);
+
+    // The bridge is the CNI plugin's work, here done by hand.
+    ns.run("ip link add cni0 type bridge");
+    let dir = tempfile::tempdir().unwrap();
+    let instance = Instance {
+        firewall: "n".to_owned(),
+        bridge: "cni0".to_owned(),
+        cni_conf_dir: dir.path().join("net.d"),
+        cni_data_dir: dir.path().join("state"),
+        vxlan: false,
+    };
+    let made = instance.clone();
+    ns.inside(move || {
+        let cidr = vec!["10.42.1.0/24".parse().unwrap()];
+        let cluster = vec!["10.42.0.0/16".parse().unwrap()];
+        write_conflist(
+            &made.cni_conf_dir,
+            &CniConfig::new(cidr.clone(), cluster.clone(), made.cni_data_dir.clone()),
+        )
+        .unwrap();
+        std::fs::create_dir(&made.cni_data_dir).unwrap();
+        let masquerade = Masquerade {
+            cluster_cidrs: cluster,
+            pod_cidrs: cidr,
+            ipv6: false,
+        };
+        Firewall::new(&made.firewall).apply(&masquerade).unwrap();
+        let peers = [peer("b", "10.42.2.0/24", "192.168.77.11")];
+        Routes::open(PROTOCOL)
+            .unwrap()
+            .sync(&peers, &Own::default())
+            .unwrap();
+    });
+    assert_ne!(facts(&ns), before);
+    for _ in 0..2 {
+        let again = instance.clone();
+        let failures = ns.inside(move || remove(&again));
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(facts(&ns), before);
+    }
+    assert!(
+        !instance.cni_conf_dir.join(CniConfig::FILE).exists() && !instance.cni_data_dir.exists()
+    );
 }
