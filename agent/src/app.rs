@@ -29,6 +29,7 @@ use crate::pod::{self, NodeFacts, Workers};
 use crate::{images_preload, kubelet, ledger, network_sync, node, qos, status_writer};
 
 use cluster::Cluster;
+pub(crate) use runtime_setup::{choose as choose_runtime, managed_options};
 
 /// Runs the agent until `stop` becomes true. Pods outlive it.
 pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Instant) -> anyhow::Result<()> {

@@ -183,6 +183,9 @@ impl Client {
 
     /// What the tunnel to a server says about it: connections to servers that are down are given up.
     pub async fn health(&self, server: &ServerAddr, ok: bool) {
+        if ok {
+            self.inner.made.send_modify(|_| {});
+        }
         let close = self.inner.servers.health(server, ok);
         let ours = self.inner.live.lock().await.connection.as_ref().map(|connection| Arc::clone(&connection.server));
         if ours.is_some_and(|ours| close.contains(&ours)) {
@@ -190,7 +193,7 @@ impl Client {
         }
     }
 
-    /// Waits, but not longer than until a new connection is made by somebody else.
+    /// Waits, but not longer than until a connection is made by somebody else or a tunnel comes up.
     pub async fn pause(&self, at_most: Duration) {
         let mut made = self.inner.made.subscribe();
         // Both arms end the wait; neither carries anything.
@@ -376,7 +379,9 @@ pub(super) fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_jso
     };
     let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(body) else { return Err(first) };
     drop_nulls(&mut value);
-    serde_json::from_value(value).map_err(|_| first)
+    // Through text again: decoding from a `Value` would be a second copy of every type's decoder, a few hundred KB of code.
+    let Ok(text) = serde_json::to_vec(&value) else { return Err(first) };
+    serde_json::from_slice(&text).map_err(|_| first)
 }
 
 fn drop_nulls(value: &mut serde_json::Value) {

@@ -30,7 +30,7 @@ impl Drop for Keeper {
 }
 
 /// Decides, and completes the paths that depend on it: a system's containerd reads the system's CNI directory.
-pub(super) async fn choose(config: &mut Config) {
+pub(crate) async fn choose(config: &mut Config) {
     let system = match config.containerd {
         ContainerdMode::System => true,
         ContainerdMode::Managed => false,
