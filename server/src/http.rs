@@ -36,6 +36,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(3);
 
 /// Taken, or given back for the next handler.
+#[allow(clippy::large_enum_variant)] // made and matched at once, never kept
 pub enum Handled {
     Response(BoxFuture<'static, Response<Body>>),
     NotMine(Request<Incoming>),

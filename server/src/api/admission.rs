@@ -257,9 +257,9 @@ fn restrict_create(kind: &Kind, object: &Value, node: &str) -> Result<(), ApiSta
             Ok(())
         }
         ("coordination.k8s.io", "Lease") => restrict_lease(kind, object, node),
-        ("storage.k8s.io", "CSINode") if meta::name(object) != node => refuse(format!(
-            "can only access CSINode with the same name as the requesting node"
-        )),
+        ("storage.k8s.io", "CSINode") if meta::name(object) != node => {
+            refuse("can only access CSINode with the same name as the requesting node".to_owned())
+        }
         _ => Ok(()),
     }
 }

@@ -261,9 +261,7 @@ fn disputed(
             Some(("f", name)) => format!("{path}.{name}"),
             Some((_, item)) => format!(
                 "{path}[{}]",
-                item.trim_matches(['{', '}'])
-                    .replace("\":", "\"=")
-                    .replace('"', "\"")
+                item.trim_matches(['{', '}']).replace("\":", "\"=")
             ),
             None => continue,
         };

@@ -85,11 +85,9 @@ pub(super) fn create(
     match (kind.group, kind.kind) {
         ("", "Namespace") => object["spec"]["finalizers"] = json!(["kubernetes"]),
         ("apps", _) => object["status"] = json!({}),
-        ("", "Pod") => {
-            if object["spec"]["serviceAccountName"].is_null() && actor.node().is_none() {
-                object["spec"]["serviceAccountName"] = json!("default");
-                object["spec"]["serviceAccount"] = json!("default");
-            }
+        ("", "Pod") if object["spec"]["serviceAccountName"].is_null() && actor.node().is_none() => {
+            object["spec"]["serviceAccountName"] = json!("default");
+            object["spec"]["serviceAccount"] = json!("default");
         }
         _ => {}
     }

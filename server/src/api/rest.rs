@@ -262,7 +262,9 @@ fn check(context: &Context, object: &Value) -> Result<Vec<String>, ApiStatus> {
                 .map(|p| format!("unknown field \"{p}\""))
                 .collect();
             Err(ApiStatus::bad_request(format!(
-                "strict decoding error: {}",
+                "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
+                kind.kind,
+                kind.version,
                 list.join(", ")
             )))
         }
@@ -409,6 +411,10 @@ async fn patch(
             &warnings,
         ));
     }
+    let warnings = match patch_type {
+        PatchType::Merge | PatchType::Strategic => check(context, &body)?,
+        PatchType::Json | PatchType::Apply => Vec::new(),
+    };
     let body = if kind == &kind::EVENT_V1 {
         views::to_stored(kind, body)
     } else {
@@ -426,7 +432,7 @@ async fn patch(
             dry_run,
         )
         .await?;
-    Ok(answer(context, 200, &stored, &[]))
+    Ok(answer(context, 200, &stored, &warnings))
 }
 
 async fn delete_options(

@@ -18,7 +18,7 @@ pub struct ApiStatus {
     #[serde(skip_serializing_if = "str::is_empty")]
     pub reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub details: Option<Details>,
+    pub details: Option<Box<Details>>,
     #[serde(skip_serializing_if = "is_zero")]
     pub code: u16,
 }
@@ -75,12 +75,12 @@ impl ApiStatus {
     }
 
     fn about(mut self, kind: &Kind, name: &str) -> Self {
-        self.details = Some(Details {
+        self.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: kind.group.to_owned(),
             kind: kind.plural.to_owned(),
             ..Details::default()
-        });
+        }));
         self
     }
 
@@ -100,7 +100,7 @@ impl ApiStatus {
             "NotFound",
             "the server could not find the requested resource".to_owned(),
         );
-        status.details = Some(Details::default());
+        status.details = Some(Box::new(Details::default()));
         status
     }
 
@@ -153,10 +153,10 @@ impl ApiStatus {
             "Conflict",
             format!("Apply failed with {count}{separator}{text}"),
         );
-        status.details = Some(Details {
+        status.details = Some(Box::new(Details {
             causes,
             ..Details::default()
-        });
+        }));
         status
     }
 
@@ -173,12 +173,12 @@ impl ApiStatus {
             (false, false) => format!("{qualified} \"{name}\" is forbidden: {why}"),
         };
         let mut status = Self::failure(403, "Forbidden", message);
-        status.details = Some(Details {
+        status.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: group.to_owned(),
             kind: plural.to_owned(),
             ..Details::default()
-        });
+        }));
         status
     }
 
@@ -211,13 +211,13 @@ impl ApiStatus {
             "Invalid",
             format!("{qualified} \"{name}\" is invalid: {text}"),
         );
-        status.details = Some(Details {
+        status.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: kind.group.to_owned(),
             kind: kind.kind.to_owned(),
             causes,
             ..Details::default()
-        });
+        }));
         status
     }
 
@@ -232,28 +232,22 @@ impl ApiStatus {
             "MethodNotAllowed",
             "the server does not allow this method on the requested resource".to_owned(),
         );
-        status.details = Some(Details::default());
+        status.details = Some(Box::new(Details::default()));
         status
     }
 
     pub fn not_acceptable() -> Self {
-        Self::failure(
-            406,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"
-                .replace(", application/yaml, application/vnd.kubernetes.protobuf", ""),
-        )
+        let why = "only the following media types are accepted: application/json";
+        Self::failure(406, "NotAcceptable", why.to_owned())
     }
 
     pub fn unsupported_media_type(got: &str, accepted: &[&str]) -> Self {
+        tracing::debug!(media_type = got, "body refused");
+        let why = "the body of the request was in an unknown format - accepted media types include";
         Self::failure(
             415,
             "UnsupportedMediaType",
-            format!(
-                "the body of the request was in an unknown format - accepted media types include: {}{}",
-                accepted.join(", "),
-                if got.is_empty() { "" } else { "" }
-            ),
+            format!("{why}: {}", accepted.join(", ")),
         )
     }
 
@@ -285,13 +279,13 @@ impl ApiStatus {
     pub fn deleted(kind: &Kind, name: &str, uid: &str) -> Self {
         Self {
             status: "Success",
-            details: Some(Details {
+            details: Some(Box::new(Details {
                 name: name.to_owned(),
                 group: kind.group.to_owned(),
                 kind: kind.plural.to_owned(),
                 uid: uid.to_owned(),
                 ..Details::default()
-            }),
+            })),
             ..Self::failure(0, "", String::new())
         }
     }

@@ -152,11 +152,11 @@ impl Stream {
             if self.over {
                 return None;
             }
-            let bookmark = self
-                .context
-                .bookmarks
-                .then_some(self.bookmark)
-                .unwrap_or(self.ends);
+            let bookmark = if self.context.bookmarks {
+                self.bookmark
+            } else {
+                self.ends
+            };
             tokio::select! {
                 // Changes first: a bookmark must not overtake them.
                 biased;

@@ -159,7 +159,14 @@ mod tests {
                 base64::engine::general_purpose::STANDARD.encode(s)
             )
         };
-        let rows: &[(&str, Option<String>, Option<PeerCert>, &str, &str)] = &[
+        type Row = (
+            &'static str,
+            Option<String>,
+            Option<PeerCert>,
+            &'static str,
+            &'static str,
+        );
+        let rows: &[Row] = &[
             ("nothing", None, None, "anonymous", "anonymous"),
             (
                 "good password",

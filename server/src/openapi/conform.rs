@@ -33,7 +33,8 @@ fn fields(ty: &TypeDef, object: &Value, path: &str, found: &mut Found) {
         match ty.field(name) {
             Some(field) => visit(&field.ty, value, &below, &ty.name, found),
             None if path.is_empty() && ["kind", "apiVersion"].contains(&name.as_str()) => {}
-            None if ty.open => {}
+            // Directives of strategic merge patches.
+            None if ty.open || name.starts_with('$') => {}
             None => found.unknown.push(below),
         }
     }

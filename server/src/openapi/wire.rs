@@ -76,7 +76,9 @@ pub fn decode(bytes: &[u8]) -> Result<Value, Error> {
         _ => schema().of(group, &kind),
     };
     let numbered = found.filter(|ty| ty.fields.iter().any(|f| f.number > 0));
-    let Some(ty) = numbered else { return Err(Error::Kind { api_version, kind }) };
+    let Some(ty) = numbered else {
+        return Err(Error::Kind { api_version, kind });
+    };
     let mut object = message(ty, raw)?;
     object.insert("apiVersion".to_owned(), json!(api_version));
     object.insert("kind".to_owned(), json!(kind));
@@ -91,18 +93,29 @@ fn message(ty: &TypeDef, bytes: &[u8]) -> Result<Map<String, Value>, Error> {
             if content.is_empty() {
                 continue;
             }
-            return Err(Error::Field { owner: ty.name.clone(), number });
+            return Err(Error::Field {
+                owner: ty.name.clone(),
+                number,
+            });
         };
         match (&field.ty, content) {
             (Type::List(item), content) => {
                 let value = single(item, content, ty, number)?;
-                if let Some(list) = out.entry(field.name.clone()).or_insert_with(|| json!([])).as_array_mut() {
+                if let Some(list) = out
+                    .entry(field.name.clone())
+                    .or_insert_with(|| json!([]))
+                    .as_array_mut()
+                {
                     list.push(value);
                 }
             }
             (Type::Map(item), Content::Bytes(entry)) => {
                 let (key, value) = map_entry(item, entry, ty, number)?;
-                if let Some(map) = out.entry(field.name.clone()).or_insert_with(|| json!({})).as_object_mut() {
+                if let Some(map) = out
+                    .entry(field.name.clone())
+                    .or_insert_with(|| json!({}))
+                    .as_object_mut()
+                {
                     map.insert(key, value);
                 }
             }
@@ -128,7 +141,12 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-fn map_entry(item: &Type, entry: &[u8], owner: &TypeDef, number: u64) -> Result<(String, Value), Error> {
+fn map_entry(
+    item: &Type,
+    entry: &[u8],
+    owner: &TypeDef,
+    number: u64,
+) -> Result<(String, Value), Error> {
     let (mut key, mut value) = (String::new(), Value::Null);
     let mut reader = Reader(entry);
     while let Some((field, content)) = reader.next()? {
@@ -147,11 +165,17 @@ fn map_entry(item: &Type, entry: &[u8], owner: &TypeDef, number: u64) -> Result<
 fn single(ty: &Type, content: Content<'_>, owner: &TypeDef, number: u64) -> Result<Value, Error> {
     Ok(match (ty, content) {
         (Type::String, Content::Bytes(bytes)) => json!(string(bytes)?),
-        (Type::Bytes, Content::Bytes(bytes)) => json!(base64::engine::general_purpose::STANDARD.encode(bytes)),
+        (Type::Bytes, Content::Bytes(bytes)) => {
+            json!(base64::engine::general_purpose::STANDARD.encode(bytes))
+        }
         (Type::Bool, Content::Varint(value)) => json!(value != 0),
         // Negative numbers come as 64 bits whatever their type.
-        (Type::Int32 | Type::Int64, Content::Varint(value)) => Value::Number(Number::from(value as i64)),
-        (Type::Ref(index), Content::Bytes(bytes)) => Value::Object(message(schema().at(*index), bytes)?),
+        (Type::Int32 | Type::Int64, Content::Varint(value)) => {
+            Value::Number(Number::from(value as i64))
+        }
+        (Type::Ref(index), Content::Bytes(bytes)) => {
+            Value::Object(message(schema().at(*index), bytes)?)
+        }
         (Type::Quantity, Content::Bytes(bytes)) => {
             let mut reader = Reader(bytes);
             match reader.next()? {
@@ -164,7 +188,12 @@ fn single(ty: &Type, content: Content<'_>, owner: &TypeDef, number: u64) -> Resu
         (Type::Object, content) if content.is_empty() => json!({}),
         // A status without content holds empty parts.
         (Type::Object, Content::Bytes(bytes)) if only_empty(bytes) => json!({}),
-        _ => return Err(Error::Field { owner: owner.name.clone(), number }),
+        _ => {
+            return Err(Error::Field {
+                owner: owner.name.clone(),
+                number,
+            });
+        }
     })
 }
 
@@ -197,7 +226,8 @@ fn time(bytes: &[u8]) -> Result<Value, Error> {
     let mut reader = Reader(bytes);
     while let Some((field, content)) = reader.next()? {
         if let (1, Content::Varint(seconds)) = (field, content) {
-            let time = OffsetDateTime::from_unix_timestamp(seconds as i64).map_err(|_| Error::Malformed)?;
+            let time = OffsetDateTime::from_unix_timestamp(seconds as i64)
+                .map_err(|_| Error::Malformed)?;
             return Ok(json!(meta::time_text(time)));
         }
     }
@@ -285,10 +315,13 @@ mod tests {
     #[test]
     fn a_config_map_is_read() {
         let metadata = [field(1, b"cm"), field(2, b""), field(8, b"")].concat();
-        let raw = [field(1, &metadata), field(2, &[field(1, b"a"), field(2, b"b")].concat())].concat();
+        let raw = [
+            field(1, &metadata),
+            field(2, &[field(1, b"a"), field(2, b"b")].concat()),
+        ]
+        .concat();
         let object = decode(&envelope("v1", "ConfigMap", &raw)).unwrap();
-        let expected =
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "b"}});
+        let expected = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "b"}});
         assert_eq!(object, expected);
     }
 
@@ -296,8 +329,17 @@ mod tests {
     fn what_is_not_known_is_refused() {
         assert_eq!(decode(b"{}"), Err(Error::Envelope));
         let strange = envelope("v1", "ConfigMap", &field(14, b"x"));
-        assert_eq!(decode(&strange), Err(Error::Field { owner: "ConfigMap".to_owned(), number: 14 }));
-        assert!(matches!(decode(&envelope("v1", "Node", b"")), Err(Error::Kind { .. })));
+        assert_eq!(
+            decode(&strange),
+            Err(Error::Field {
+                owner: "ConfigMap".to_owned(),
+                number: 14
+            })
+        );
+        assert!(matches!(
+            decode(&envelope("v1", "Node", b"")),
+            Err(Error::Kind { .. })
+        ));
         let mut cut = envelope("v1", "ConfigMap", &field(1, b"x"));
         cut.pop();
         assert_eq!(decode(&cut), Err(Error::Malformed));
