@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -11,7 +12,8 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tokio_rustls::rustls::ServerConfig;
+use tracing::{info, warn};
 
 use crate::api::Registry;
 use crate::auth::{Actor, MASTERS};
@@ -74,9 +76,12 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
     private_dir(&data_dir)?;
     private_dir(&tls_dir)?;
     // Before anything is written: a second server on the same port should change nothing.
-    let listener = bind(options.listen)
-        .await
-        .with_context(|| format!("listen on {}; is another server running? choose another with --listen", options.listen))?;
+    let listener = bind(options.listen).await.with_context(|| {
+        format!(
+            "listen on {}; is another server running? choose another with --listen",
+            options.listen
+        )
+    })?;
     let listen = listener.local_addr().context("listening address")?;
 
     let pki = Arc::new(Pki::open(&tls_dir, now)?);
@@ -84,17 +89,15 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
     let password = token_file(&token_path, pki.server_ca.cert_pem())
         .with_context(|| format!("token file {}", token_path.display()))?;
     let cluster = Arc::new(cluster(&options, listen, data_dir.clone(), &pki));
-    let admin = pki.client_ca.issue(&Leaf::client("system:admin", Some(MASTERS)), now)?;
     let kubeconfig = data_dir.join("kubeconfig.yaml");
-    files::write(&kubeconfig, kubeconfig_text(listen, &pki, &admin).as_bytes(), 0o600)
-        .with_context(|| format!("kubeconfig {}", kubeconfig.display()))?;
+    write_kubeconfig(&kubeconfig, listen, &pki)?;
 
     let database = data_dir.join("state.db");
-    let registry = Registry::open(&database).with_context(|| format!("database {}", database.display()))?;
+    let registry =
+        Registry::open(&database).with_context(|| format!("database {}", database.display()))?;
     let tokens = Arc::new(Tokens::new(password, &pki.service_key, registry.clone())?);
     let sessions = Arc::new(Sessions::default());
-    let apiserver = pki.client_ca.issue(&Leaf::client("system:apiserver", Some(MASTERS)), now)?;
-    let kubelets = Kubelets::new(registry.clone(), sessions.clone(), &apiserver, pki.server_ca.cert_pem())?;
+    let kubelets = Kubelets::new(registry.clone(), sessions.clone(), pki.clone());
     let handlers = Handlers {
         supervisor: Arc::new(Supervisor {
             pki: pki.clone(),
@@ -116,20 +119,27 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
         events: Recorder::start(registry.clone()),
         cluster: cluster.clone(),
     };
-    controllers::bootstrap(&context, pki.server_ca.cert_pem())
+    let client_ca_pem = pki.client_ca.cert_pem().as_bytes().to_vec();
+    let root_ca = pki.server_ca.cert_pem().to_owned();
+    controllers::bootstrap(&context, &root_ca)
         .await
         .context("objects every cluster has")?;
-    let running = controllers::start(&context, pki.server_ca.cert_pem(), &stop);
+    let mut running = controllers::start(&context, &root_ca, &stop);
 
-    let serving = pki.server_ca.issue(&serving_leaf(&cluster), now)?;
-    let tls = http::tls_config(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes())
-        .map_err(anyhow::Error::from_boxed)
-        .context("serving certificate")?;
+    let certificates = Certificates {
+        pki,
+        cluster: cluster.clone(),
+        asked: options.tls_san,
+        listen,
+        kubeconfig: kubeconfig.clone(),
+    };
+    let (publish, tls) = watch::channel(certificates.serving(&machine::addresses())?);
+    running.push(tokio::spawn(certificates.keep(publish, stop.clone())));
     let server = Arc::new(Server {
         registry,
         credentials: tokens,
         extra: Arc::new(handlers),
-        client_ca_pem: pki.client_ca.cert_pem().as_bytes().to_vec(),
+        client_ca_pem,
     });
     info!(
         listen = %listen,
@@ -138,8 +148,9 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
         token = %token_path.display(),
         "serving"
     );
-    let (_tls, tls) = watch::channel(tls);
-    http::serve(listener, tls, server, stop).await.context("listener")?;
+    http::serve(listener, tls, server, stop)
+        .await
+        .context("listener")?;
     for task in running {
         let _ = task.await;
     }
@@ -151,7 +162,9 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let mut attempts = 0;
     loop {
         match TcpListener::bind(address).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 10 => attempts += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 10 => {
+                attempts += 1
+            }
             bound => return bound,
         }
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -192,7 +205,12 @@ fn cluster(options: &Options, listen: SocketAddr, data_dir: PathBuf, pki: &Pki) 
         data_dir,
         ipsec_psk: hex(psk.as_ref()),
     };
-    cluster.sans = sans(&cluster, &options.tls_san, listen.ip(), &machine::addresses());
+    cluster.sans = sans(
+        &cluster,
+        &options.tls_san,
+        listen.ip(),
+        &machine::addresses(),
+    );
     cluster
 }
 
@@ -200,14 +218,26 @@ fn cluster(options: &Options, listen: SocketAddr, data_dir: PathBuf, pki: &Pki) 
 fn sans(cluster: &Cluster, asked: &[String], listen: IpAddr, machine: &[IpAddr]) -> Vec<String> {
     let mut sans: Vec<String> = Vec::new();
     let short = cluster.server_name.split('.').next().unwrap_or_default();
-    let fixed = ["127.0.0.1", "::1", "localhost", &cluster.server_name, short, "kubernetes", "kubernetes.default",
-        "kubernetes.default.svc"];
+    let fixed = [
+        "127.0.0.1",
+        "::1",
+        "localhost",
+        &cluster.server_name,
+        short,
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ];
     let computed = [
         cluster.advertise.to_string(),
         format!("kubernetes.default.svc.{}", cluster.domain),
         cluster.service_ip(1).to_string(),
     ];
-    let addresses = machine.iter().chain([&listen]).filter(|ip| !ip.is_unspecified()).map(ToString::to_string);
+    let addresses = machine
+        .iter()
+        .chain([&listen])
+        .filter(|ip| !ip.is_unspecified())
+        .map(ToString::to_string);
     let all = fixed
         .iter()
         .map(|name| (*name).to_owned())
@@ -222,12 +252,76 @@ fn sans(cluster: &Cluster, asked: &[String], listen: IpAddr, machine: &[IpAddr])
     sans
 }
 
-fn serving_leaf(cluster: &Cluster) -> Leaf {
+/// How often the machine's addresses are looked at: a bridge or a lease may come after the server.
+const ADDRESS_LOOK: Duration = Duration::from_secs(30);
+/// Certificates are good for a year and made anew after this.
+const RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What the server's own certificates are made from.
+struct Certificates {
+    pki: Arc<Pki>,
+    cluster: Arc<Cluster>,
+    asked: Vec<String>,
+    listen: SocketAddr,
+    kubeconfig: PathBuf,
+}
+
+impl Certificates {
+    /// A new serving certificate for a machine with these addresses.
+    fn serving(&self, machine: &[IpAddr]) -> Result<Arc<ServerConfig>> {
+        let sans = sans(&self.cluster, &self.asked, self.listen.ip(), machine);
+        let pair = self
+            .pki
+            .server_ca
+            .issue(&serving_leaf(sans), OffsetDateTime::now_utc())?;
+        http::tls_config(pair.cert_pem.as_bytes(), pair.key_pem.as_bytes())
+            .map_err(anyhow::Error::from_boxed)
+            .context("serving certificate")
+    }
+
+    /// Publishes a new serving certificate when the machine's addresses change, and with the admin's before they end.
+    async fn keep(
+        self,
+        publish: watch::Sender<Arc<ServerConfig>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (mut known, mut since) = (machine::addresses(), Instant::now());
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(ADDRESS_LOOK) => {}
+                () = http::stopped(&mut stop) => return,
+            }
+            let addresses = machine::addresses();
+            let old = since.elapsed() >= RENEWAL;
+            if addresses == known && !old {
+                continue;
+            }
+            let renewed = self.serving(&addresses).and_then(|tls| {
+                publish.send_replace(tls);
+                if old {
+                    write_kubeconfig(&self.kubeconfig, self.listen, &self.pki)
+                } else {
+                    Ok(())
+                }
+            });
+            match renewed {
+                Ok(()) => info!(addresses = addresses.len(), "serving certificate renewed"),
+                Err(error) => warn!(
+                    error = format!("{error:#}"),
+                    "serving certificate not renewed"
+                ),
+            }
+            (known, since) = (addresses, if old { Instant::now() } else { since });
+        }
+    }
+}
+
+fn serving_leaf(sans: Vec<String>) -> Leaf {
     let (mut dns, mut ips) = (Vec::new(), Vec::new());
-    for san in &cluster.sans {
+    for san in sans {
         match san.parse() {
             Ok(ip) => ips.push(ip),
-            Err(_) => dns.push(san.clone()),
+            Err(_) => dns.push(san),
         }
     }
     Leaf {
@@ -237,6 +331,14 @@ fn serving_leaf(cluster: &Cluster) -> Leaf {
         dns,
         ips,
     }
+}
+
+/// Writes a kubeconfig with a new certificate for the administrator.
+fn write_kubeconfig(path: &Path, listen: SocketAddr, pki: &Pki) -> Result<()> {
+    let leaf = Leaf::client("system:admin", Some(MASTERS));
+    let admin = pki.client_ca.issue(&leaf, OffsetDateTime::now_utc())?;
+    files::write(path, kubeconfig_text(listen, pki, &admin).as_bytes(), 0o600)
+        .with_context(|| format!("kubeconfig {}", path.display()))
 }
 
 fn kubeconfig_text(listen: SocketAddr, pki: &Pki, admin: &CertKey) -> String {
@@ -264,12 +366,31 @@ mod tests {
     #[test]
     fn serving_certificate_has_every_name_k3s_has() {
         let machine = ["10.99.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let sans = sans(&example(), &["edge.example".to_owned()], "0.0.0.0".parse().unwrap(), &machine);
+        let sans = sans(
+            &example(),
+            &["edge.example".to_owned()],
+            "0.0.0.0".parse().unwrap(),
+            &machine,
+        );
         for san in [
-            "10.99.0.1", "127.0.0.1", "::1", "localhost", "server1", "10.43.0.1", "kubernetes", "kubernetes.default",
-            "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "fd00::1", "edge.example",
+            "10.99.0.1",
+            "127.0.0.1",
+            "::1",
+            "localhost",
+            "server1",
+            "10.43.0.1",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "fd00::1",
+            "edge.example",
         ] {
-            assert_eq!(sans.iter().filter(|present| *present == san).count(), 1, "{san}");
+            assert_eq!(
+                sans.iter().filter(|present| *present == san).count(),
+                1,
+                "{san}"
+            );
         }
         assert!(!sans.contains(&"0.0.0.0".to_owned()));
     }

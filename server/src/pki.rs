@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
@@ -125,19 +126,30 @@ impl Ca {
             path: key_path.clone(),
             source: io::Error::from(io::ErrorKind::NotFound),
         })?;
-        let key = KeyPair::from_pem(&key_pem).map_err(|source| Error::Damaged { path: key_path, source })?;
-        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key)
-            .map_err(|source| Error::Damaged { path: cert_path, source })?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|source| Error::Damaged {
+            path: key_path,
+            source,
+        })?;
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(|source| Error::Damaged {
+            path: cert_path,
+            source,
+        })?;
         Ok(Ca { cert_pem, issuer })
     }
 
-    fn create(cert_path: &Path, key_path: &Path, name: &str, now: OffsetDateTime) -> Result<Ca, Error> {
+    fn create(
+        cert_path: &Path,
+        key_path: &Path,
+        name: &str,
+        now: OffsetDateTime,
+    ) -> Result<Ca, Error> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("{name}@{}", now.unix_timestamp()));
+        params.distinguished_name.push(
+            DnType::CommonName,
+            format!("{name}@{}", now.unix_timestamp()),
+        );
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
@@ -158,7 +170,12 @@ impl Ca {
     }
 
     /// Signs `leaf` for `key`. Returns the leaf followed by this CA, PEM.
-    pub fn sign(&self, leaf: &Leaf, key: &impl PublicKeyData, now: OffsetDateTime) -> Result<String, Error> {
+    pub fn sign(
+        &self,
+        leaf: &Leaf,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+    ) -> Result<String, Error> {
         let mut params = CertificateParams::default();
         let mut subject = DistinguishedName::new();
         if let Some(organization) = &leaf.organization {
@@ -168,13 +185,18 @@ impl Ca {
         params.distinguished_name = subject;
         params.is_ca = IsCa::NoCa;
         params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = vec![match leaf.usage {
             Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
         }];
         for name in &leaf.dns {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(name.as_str().try_into()?));
         }
         params
             .subject_alt_names
@@ -205,7 +227,8 @@ impl Ca {
             Ok(([], _)) => {}
             _ => return Err(Error::NotACsr),
         }
-        let request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(|_| Error::NotACsr)?;
+        let request =
+            CertificateSigningRequestParams::from_der(&csr.into()).map_err(|_| Error::NotACsr)?;
         self.sign(leaf, &request.public_key, now)
     }
 }
@@ -320,14 +343,25 @@ mod tests {
         let second = Pki::open(dir.path(), now() + Duration::days(1)).unwrap();
         assert_eq!(first.server_ca.cert_pem(), second.server_ca.cert_pem());
         assert_eq!(first.service_key, second.service_key);
-        let pem = Pem::iter_from_buffer(first.client_ca.cert_pem().as_bytes()).next().unwrap().unwrap();
+        let pem = Pem::iter_from_buffer(first.client_ca.cert_pem().as_bytes())
+            .next()
+            .unwrap()
+            .unwrap();
         let cert = pem.parse_x509().unwrap();
         assert_eq!(cert.subject().to_string(), "CN=k3s-client-ca@1795396859");
         assert_eq!(cert.serial, 0_u32.into());
         assert!(cert.is_ca());
         assert_eq!(cert.validity().not_before.timestamp(), 1_795_396_859 - 3600);
-        assert_eq!(cert.validity().not_after.timestamp(), 1_795_396_859 - 3600 + 3650 * 86400);
-        assert!(first.client_ca.cert_pem().ends_with("-----END CERTIFICATE-----\n"));
+        assert_eq!(
+            cert.validity().not_after.timestamp(),
+            1_795_396_859 - 3600 + 3650 * 86400
+        );
+        assert!(
+            first
+                .client_ca
+                .cert_pem()
+                .ends_with("-----END CERTIFICATE-----\n")
+        );
     }
 
     #[test]
@@ -339,13 +373,18 @@ mod tests {
             .client_ca
             .issue(&Leaf::client("system:node:a", Some("system:nodes")), now())
             .unwrap();
-        let pems: Vec<Pem> = Pem::iter_from_buffer(pair.cert_pem.as_bytes()).map(Result::unwrap).collect();
+        let pems: Vec<Pem> = Pem::iter_from_buffer(pair.cert_pem.as_bytes())
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(pems.len(), 2);
         let (_, leaf) = parse_x509_certificate(&pems[0].contents).unwrap();
         let (_, ca) = parse_x509_certificate(&pems[1].contents).unwrap();
         leaf.verify_signature(Some(ca.public_key())).unwrap();
         assert_eq!(leaf.issuer().as_raw(), ca.subject().as_raw());
-        assert_eq!(leaf.subject().to_string(), "O=system:nodes, CN=system:node:a");
+        assert_eq!(
+            leaf.subject().to_string(),
+            "O=system:nodes, CN=system:node:a"
+        );
     }
 
     #[test]
@@ -353,7 +392,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), now()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let csr = CertificateParams::default().serialize_request(&key).unwrap();
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
         let leaf = Leaf::client("x", None);
         pki.client_ca.sign_csr(&leaf, csr.der(), now()).unwrap();
         let mut longer = csr.der().to_vec();
@@ -361,7 +402,10 @@ mod tests {
         let mut forged = csr.der().to_vec();
         *forged.last_mut().unwrap() ^= 1;
         for body in [&b""[..], csr.pem().unwrap().as_bytes(), &longer, &forged] {
-            assert!(matches!(pki.client_ca.sign_csr(&leaf, body, now()), Err(Error::NotACsr)));
+            assert!(matches!(
+                pki.client_ca.sign_csr(&leaf, body, now()),
+                Err(Error::NotACsr)
+            ));
         }
     }
 }

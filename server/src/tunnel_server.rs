@@ -79,12 +79,17 @@ impl Sessions {
             .and_then(|entries| entries.iter().find(|entry| !entry.session.is_ended()))
             .map(|entry| entry.session.clone());
         let Some(session) = session else {
-            return Err(Error::NoSession { node: node.to_owned() });
+            return Err(Error::NoSession {
+                node: node.to_owned(),
+            });
         };
-        session.open(&format!("tcp/{address}")).await.map_err(|source| Error::Broken {
-            node: node.to_owned(),
-            source,
-        })
+        session
+            .open(&format!("tcp/{address}"))
+            .await
+            .map_err(|source| Error::Broken {
+                node: node.to_owned(),
+                source,
+            })
     }
 
     fn remove(&self, node: &str, id: u64) {

@@ -27,7 +27,10 @@ const PRESSURES: [(&str, &str); 4] = [
     ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
     ("DiskPressure", "node.kubernetes.io/disk-pressure"),
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
-    ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
+    (
+        "NetworkUnavailable",
+        "node.kubernetes.io/network-unavailable",
+    ),
 ];
 
 /// The controller.
@@ -56,14 +59,29 @@ impl Lifecycle {
 
     /// How long `node` has been silent.
     fn silence(&mut self, node: &Value, now: Instant) -> Duration {
-        let lease = self.context.registry.get(&kind::LEASE, Some("kube-node-lease"), object::name(node));
-        let renewed = lease.map(|lease| lease["spec"]["renewTime"].clone()).unwrap_or_default();
-        let heartbeat = object::condition(node, "Ready").map(|ready| ready["lastHeartbeatTime"].clone()).unwrap_or_default();
+        let lease =
+            self.context
+                .registry
+                .get(&kind::LEASE, Some("kube-node-lease"), object::name(node));
+        let renewed = lease
+            .map(|lease| lease["spec"]["renewTime"].clone())
+            .unwrap_or_default();
+        let heartbeat = object::condition(node, "Ready")
+            .map(|ready| ready["lastHeartbeatTime"].clone())
+            .unwrap_or_default();
         let said = (renewed, heartbeat);
+        if !self.beats.contains_key(object::uid(node)) {
+            let name = object::name(node);
+            let message = format!("Node {name} event: Registered Node {name} in Controller");
+            self.context.events.normal(node, "RegisteredNode", message);
+        }
         let beat = self
             .beats
             .entry(object::uid(node).to_owned())
-            .or_insert_with(|| Beat { said: said.clone(), seen: now });
+            .or_insert_with(|| Beat {
+                said: said.clone(),
+                seen: now,
+            });
         if beat.said != said {
             *beat = Beat { said, seen: now };
         }
@@ -82,7 +100,8 @@ impl Controller for Lifecycle {
     async fn round(&mut self) -> Result<Option<Duration>, ApiStatus> {
         let registry = self.context.registry.clone();
         let (nodes, _) = registry.list(&kind::NODE, None, &Selectors::default());
-        self.beats.retain(|uid, _| nodes.iter().any(|node| object::uid(node) == uid));
+        self.beats
+            .retain(|uid, _| nodes.iter().any(|node| object::uid(node) == uid));
         let now = Instant::now();
         let mut again = None;
         let mut silent = Vec::new();
@@ -110,11 +129,17 @@ impl Controller for Lifecycle {
 
 impl Lifecycle {
     async fn declare_unknown(&self, node: &Value, now: &str) -> Result<(), ApiStatus> {
-        let (registry, actor, name) = (&self.context.registry, &self.context.actor, object::name(node));
+        let (registry, actor, name) = (
+            &self.context.registry,
+            &self.context.actor,
+            object::name(node),
+        );
         let was_ready = is_ready(node);
         if unknown(&mut node.clone(), now) {
             let change = |node: &mut Value| unknown(node, now);
-            registry.modify(&kind::NODE, None, name, Subresource::Status, actor, change).await?;
+            registry
+                .modify(&kind::NODE, None, name, Subresource::Status, actor, change)
+                .await?;
             warn!(node = name, "node is silent");
             if was_ready {
                 let message = format!("Node {name} status is now: NodeNotReady");
@@ -122,7 +147,10 @@ impl Lifecycle {
             }
         }
         let (pods, _) = registry.list(&kind::POD, None, &Selectors::default());
-        for pod in pods.iter().filter(|pod| pod["spec"]["nodeName"] == name && object::is_ready(pod)) {
+        for pod in pods
+            .iter()
+            .filter(|pod| pod["spec"]["nodeName"] == name && object::is_ready(pod))
+        {
             let change = |pod: &mut Value| {
                 let ready = object::condition(pod, "Ready").cloned();
                 ready.is_some_and(|mut ready| {
@@ -132,11 +160,21 @@ impl Lifecycle {
             };
             let (namespace, pod_name) = (object::namespace(pod), object::name(pod));
             let changed = registry
-                .modify(&kind::POD, Some(namespace), pod_name, Subresource::Status, actor, change)
+                .modify(
+                    &kind::POD,
+                    Some(namespace),
+                    pod_name,
+                    Subresource::Status,
+                    actor,
+                    change,
+                )
                 .await;
             match changed {
                 Err(error) if !error.is_not_found() => return Err(error),
-                _ => self.context.events.warning(pod, "NodeNotReady", "Node is not ready"),
+                _ => self
+                    .context
+                    .events
+                    .warning(pod, "NodeNotReady", "Node is not ready"),
             }
         }
         Ok(())
@@ -155,7 +193,14 @@ impl Lifecycle {
             changed
         };
         registry
-            .modify(&kind::NODE, None, name, Subresource::Main, &self.context.actor, change)
+            .modify(
+                &kind::NODE,
+                None,
+                name,
+                Subresource::Main,
+                &self.context.actor,
+                change,
+            )
             .await?;
         info!(node = name, taints = %after, "node taints changed");
         Ok(())
@@ -173,9 +218,15 @@ fn unknown(node: &mut Value, now: &str) -> bool {
         let present = object::condition(node, kind).cloned();
         let (reason, message) = match &present {
             Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
-            None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
+            None => (
+                "NodeStatusNeverUpdated",
+                "Kubelet never posted node status.",
+            ),
         };
-        if present.as_ref().is_some_and(|condition| condition["status"] == "Unknown") {
+        if present
+            .as_ref()
+            .is_some_and(|condition| condition["status"] == "Unknown")
+        {
             continue;
         }
         let heartbeat = match &present {
@@ -194,7 +245,8 @@ fn unknown(node: &mut Value, now: &str) -> bool {
 /// When no node at all is ready the fault is more likely between us and them: nothing is evicted then.
 fn wanted(node: &Value, any_ready: bool) -> Vec<(&'static str, &'static str)> {
     let mut wanted = Vec::new();
-    let ready = object::condition(node, "Ready").map(|ready| ready["status"].as_str().unwrap_or_default());
+    let ready =
+        object::condition(node, "Ready").map(|ready| ready["status"].as_str().unwrap_or_default());
     let lost = match ready {
         Some("True") => None,
         Some("Unknown") => Some(UNREACHABLE),
@@ -225,7 +277,8 @@ fn is_ours(taint: &Value) -> bool {
     match effect {
         "NoExecute" => key == NOT_READY || key == UNREACHABLE,
         "NoSchedule" => {
-            [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&key) || PRESSURES.iter().any(|(_, pressure)| *pressure == key)
+            [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&key)
+                || PRESSURES.iter().any(|(_, pressure)| *pressure == key)
         }
         _ => false,
     }
@@ -234,8 +287,13 @@ fn is_ours(taint: &Value) -> bool {
 /// Brings the taints this controller owns to the wanted ones, leaving all others. Returns whether anything changed.
 fn retaint(node: &mut Value, any_ready: bool, now: &str) -> bool {
     let wanted = wanted(node, any_ready);
-    let present = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
-    let is = |taint: &Value, (key, effect): (&str, &str)| taint["key"] == key && taint["effect"] == effect;
+    let present = node["spec"]["taints"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let is = |taint: &Value, (key, effect): (&str, &str)| {
+        taint["key"] == key && taint["effect"] == effect
+    };
     let mut taints: Vec<Value> = present
         .iter()
         .filter(|taint| !is_ours(taint) || wanted.iter().any(|one| is(taint, *one)))
@@ -275,15 +333,51 @@ mod tests {
 
     #[test]
     fn taints_follow_conditions() {
-        type Row = (&'static str, &'static [(&'static str, &'static str)], Value, bool, &'static [&'static str]);
+        type Row = (
+            &'static str,
+            &'static [(&'static str, &'static str)],
+            Value,
+            bool,
+            &'static [&'static str],
+        );
         let rows: &[Row] = &[
             ("healthy", &[("Ready", "True")], json!({}), true, &[]),
-            ("not ready", &[("Ready", "False")], json!({}), true, &["not-ready:NoSchedule", "not-ready:NoExecute"]),
-            ("silent", &[("Ready", "Unknown")], json!({}), true, &["unreachable:NoSchedule", "unreachable:NoExecute"]),
-            ("all silent: no eviction", &[("Ready", "Unknown")], json!({}), false, &["unreachable:NoSchedule"]),
+            (
+                "not ready",
+                &[("Ready", "False")],
+                json!({}),
+                true,
+                &["not-ready:NoSchedule", "not-ready:NoExecute"],
+            ),
+            (
+                "silent",
+                &[("Ready", "Unknown")],
+                json!({}),
+                true,
+                &["unreachable:NoSchedule", "unreachable:NoExecute"],
+            ),
+            (
+                "all silent: no eviction",
+                &[("Ready", "Unknown")],
+                json!({}),
+                false,
+                &["unreachable:NoSchedule"],
+            ),
             ("new", &[], json!({}), true, &["not-ready:NoSchedule"]),
-            ("cordoned", &[("Ready", "True")], json!({ "unschedulable": true }), true, &["unschedulable:NoSchedule"]),
-            ("pressure", &[("Ready", "True"), ("MemoryPressure", "True")], json!({}), true, &["memory-pressure:NoSchedule"]),
+            (
+                "cordoned",
+                &[("Ready", "True")],
+                json!({ "unschedulable": true }),
+                true,
+                &["unschedulable:NoSchedule"],
+            ),
+            (
+                "pressure",
+                &[("Ready", "True"), ("MemoryPressure", "True")],
+                json!({}),
+                true,
+                &["memory-pressure:NoSchedule"],
+            ),
             (
                 "recovered",
                 &[("Ready", "True")],
@@ -291,9 +385,13 @@ mod tests {
                 true,
                 &[],
             ),
-            ("foreign taint stays", &[("Ready", "True")], json!({ "taints": [{ "key": "mine", "effect": "NoExecute" }] }), true, &[
-                "mine:NoExecute",
-            ]),
+            (
+                "foreign taint stays",
+                &[("Ready", "True")],
+                json!({ "taints": [{ "key": "mine", "effect": "NoExecute" }] }),
+                true,
+                &["mine:NoExecute"],
+            ),
         ];
         for (name, conditions, spec, any_ready, expected) in rows {
             let mut node = node(conditions, spec.clone());
@@ -303,7 +401,10 @@ mod tests {
                 .into_iter()
                 .flatten()
                 .map(|taint| {
-                    let key = taint["key"].as_str().unwrap().trim_start_matches("node.kubernetes.io/");
+                    let key = taint["key"]
+                        .as_str()
+                        .unwrap()
+                        .trim_start_matches("node.kubernetes.io/");
                     format!("{key}:{}", taint["effect"].as_str().unwrap())
                 })
                 .collect();
@@ -320,7 +421,10 @@ mod tests {
         assert_eq!(ready["reason"], "NodeStatusUnknown");
         assert_eq!(ready["lastHeartbeatTime"], "2026-11-23T04:00:00Z");
         assert_eq!(ready["lastTransitionTime"], NOW);
-        assert_eq!(object::condition(&node, "PIDPressure").unwrap()["reason"], "NodeStatusNeverUpdated");
+        assert_eq!(
+            object::condition(&node, "PIDPressure").unwrap()["reason"],
+            "NodeStatusNeverUpdated"
+        );
         assert!(!unknown(&mut node, "later"), "once");
     }
 }

@@ -52,7 +52,10 @@ pub fn controller_reference(owner: &Value) -> Value {
 
 /// Whether a pod's phase is final.
 pub fn is_finished(pod: &Value) -> bool {
-    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+    matches!(
+        pod["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    )
 }
 
 /// Neither finished nor being deleted.
@@ -91,7 +94,8 @@ pub fn selector(object: &Value) -> Option<Selectors> {
         Value::Array(list) => !list.is_empty(),
         _ => false,
     };
-    (has("matchLabels") || has("matchExpressions")).then(|| selector::Selectors::from_label_selector(selector))
+    (has("matchLabels") || has("matchExpressions"))
+        .then(|| selector::Selectors::from_label_selector(selector))
 }
 
 /// Sets the condition of `wanted`'s type. `lastTransitionTime` moves only when `status` changes; returns whether
@@ -100,8 +104,13 @@ pub fn set_condition(status: &mut Value, mut wanted: Value, now: &str) -> bool {
     if !status["conditions"].is_array() {
         status["conditions"] = json!([]);
     }
-    let Some(conditions) = status["conditions"].as_array_mut() else { return false };
-    match conditions.iter_mut().find(|condition| condition["type"] == wanted["type"]) {
+    let Some(conditions) = status["conditions"].as_array_mut() else {
+        return false;
+    };
+    match conditions
+        .iter_mut()
+        .find(|condition| condition["type"] == wanted["type"])
+    {
         None => {
             wanted["lastTransitionTime"] = json!(now);
             conditions.push(wanted);
@@ -115,7 +124,10 @@ pub fn set_condition(status: &mut Value, mut wanted: Value, now: &str) -> bool {
             } else {
                 json!(now)
             };
-            let changed = !unchanged || wanted.get("lastUpdateTime").is_some_and(|time| *time != present["lastUpdateTime"]);
+            let changed = !unchanged
+                || wanted
+                    .get("lastUpdateTime")
+                    .is_some_and(|time| *time != present["lastUpdateTime"]);
             if changed {
                 *present = wanted;
             }

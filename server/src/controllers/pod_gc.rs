@@ -66,13 +66,19 @@ impl Controller for PodGc {
             let since = *missing
                 .entry(node.to_owned())
                 .or_insert_with(|| self.missing.get(node).copied().unwrap_or(now));
-            match (since + QUARANTINE).checked_duration_since(now).filter(|left| !left.is_zero()) {
+            match (since + QUARANTINE)
+                .checked_duration_since(now)
+                .filter(|left| !left.is_zero())
+            {
                 Some(left) => again = earliest(again, Some(left)),
                 None => self.orphan(pod).await?,
             }
         }
         self.missing = missing;
-        if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
+        if self
+            .swept
+            .is_none_or(|swept| now.duration_since(swept) >= SWEEP)
+        {
             self.swept = Some(now);
             self.sweep(OffsetDateTime::now_utc()).await?;
         }
@@ -97,7 +103,14 @@ impl PodGc {
         let (registry, actor) = (&self.context.registry, &self.context.actor);
         let (namespace, name) = (object::namespace(pod), object::name(pod));
         let marked = registry
-            .modify(&kind::POD, Some(namespace), name, Subresource::Status, actor, change)
+            .modify(
+                &kind::POD,
+                Some(namespace),
+                name,
+                Subresource::Status,
+                actor,
+                change,
+            )
             .await;
         match marked {
             Err(error) if !error.is_not_found() => Err(error),
@@ -114,7 +127,10 @@ impl PodGc {
         let (namespace, name) = (object::namespace(pod), object::name(pod));
         info!(namespace, pod = name, "pod cleared away");
         let (registry, actor) = (&self.context.registry, &self.context.actor);
-        match registry.delete(&kind::POD, Some(namespace), name, options, actor).await {
+        match registry
+            .delete(&kind::POD, Some(namespace), name, options, actor)
+            .await
+        {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
             _ => Ok(()),
         }
@@ -123,9 +139,21 @@ impl PodGc {
     async fn sweep(&self, now: OffsetDateTime) -> Result<(), ApiStatus> {
         let registry = &self.context.registry;
         let (secrets, _) = registry.list(&kind::SECRET, Some("kube-system"), &Selectors::default());
-        for secret in secrets.iter().filter(|secret| is_forlorn_password(secret, now)) {
+        for secret in secrets
+            .iter()
+            .filter(|secret| is_forlorn_password(secret, now))
+        {
             let (actor, name) = (&self.context.actor, object::name(secret));
-            match registry.delete(&kind::SECRET, Some("kube-system"), name, DeleteOptions::default(), actor).await {
+            match registry
+                .delete(
+                    &kind::SECRET,
+                    Some("kube-system"),
+                    name,
+                    DeleteOptions::default(),
+                    actor,
+                )
+                .await
+            {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
             }
@@ -135,8 +163,12 @@ impl PodGc {
 }
 
 fn is_forlorn_password(secret: &Value, now: OffsetDateTime) -> bool {
-    let owned = secret["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
-    let created = secret["metadata"]["creationTimestamp"].as_str().and_then(clock::parse);
+    let owned = secret["metadata"]["ownerReferences"]
+        .as_array()
+        .is_some_and(|owners| !owners.is_empty());
+    let created = secret["metadata"]["creationTimestamp"]
+        .as_str()
+        .and_then(clock::parse);
     secret["type"] == "k3s.cattle.io/node-password"
         && !owned
         && created.is_some_and(|created| created + PASSWORD_LIFETIME < now)

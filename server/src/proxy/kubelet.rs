@@ -5,8 +5,8 @@
 
 use std::error::Error as _;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -14,6 +14,7 @@ use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use time::OffsetDateTime;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -21,7 +22,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tracing::debug;
 
 use crate::api::{ApiStatus, Registry, kind};
-use crate::pki::CertKey;
+use crate::auth::MASTERS;
+use crate::pki::{Leaf, Pki};
 use crate::tunnel_server::{self, Sessions};
 
 /// As long as a real API server waits for the TLS handshake with a kubelet.
@@ -29,12 +31,15 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Until the kubelet's answer begins. Streams then last as long as they last.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// The client certificate is made anew after this; it is good for a year.
+const RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Dials kubelet servers.
-#[derive(Clone)]
 pub struct Kubelets {
     registry: Arc<Registry>,
     sessions: Arc<Sessions>,
-    tls: TlsConnector,
+    pki: Arc<Pki>,
+    tls: Mutex<Option<(Instant, TlsConnector)>>,
 }
 
 /// Where a node's kubelet server is, as the Node object says.
@@ -45,42 +50,54 @@ struct Address {
 }
 
 impl Kubelets {
-    /// `identity` is `system:apiserver` in `system:masters`; `server_ca` signs the nodes' serving certificates.
-    pub fn new(
-        registry: Arc<Registry>,
-        sessions: Arc<Sessions>,
-        identity: &CertKey,
-        server_ca: &str,
-    ) -> anyhow::Result<Kubelets> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(server_ca.as_bytes()) {
-            roots.add(certificate?)?;
-        }
-        let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?;
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
-        Ok(Kubelets {
+    /// Calls as `system:apiserver` in `system:masters`, with certificates of `pki`.
+    pub fn new(registry: Arc<Registry>, sessions: Arc<Sessions>, pki: Arc<Pki>) -> Kubelets {
+        Kubelets {
             registry,
             sessions,
-            tls: TlsConnector::from(Arc::new(config)),
-        })
+            pki,
+            tls: Mutex::new(None),
+        }
+    }
+
+    fn connector(&self) -> anyhow::Result<TlsConnector> {
+        let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((since, connector)) = &*tls {
+            if since.elapsed() < RENEWAL {
+                return Ok(connector.clone());
+            }
+        }
+        let connector = connector(&self.pki)?;
+        *tls = Some((Instant::now(), connector.clone()));
+        Ok(connector)
     }
 
     /// Sends `request` (path and query only) to the kubelet server of `node`. The body is small and in memory.
-    pub async fn send(&self, node: &str, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ApiStatus> {
+    pub async fn send(
+        &self,
+        node: &str,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, ApiStatus> {
         let object = self.registry.get(&kind::NODE, None, node)?;
-        let address = address(&object)
-            .ok_or_else(|| ApiStatus::internal(format!("no preferred addresses found; known addresses: [] of node {node}")))?;
-        let url = format!("https://{}:{}{}", bracket(address.ip), address.port, request.uri());
+        let address = address(&object).ok_or_else(|| {
+            ApiStatus::internal(format!(
+                "no preferred addresses found; known addresses: [] of node {node}"
+            ))
+        })?;
+        let url = format!(
+            "https://{}:{}{}",
+            bracket(address.ip),
+            address.port,
+            request.uri()
+        );
         let fail = |why: String| {
             debug!(node, error = why, "kubelet unreachable");
             unreachable(&format!("Get \"{url}\": {why}"))
         };
-        let dialled = self.sessions.open(node, &format!("127.0.0.1:{}", address.port)).await;
+        let dialled = self
+            .sessions
+            .open(node, &format!("127.0.0.1:{}", address.port))
+            .await;
         let stream = dialled.map_err(|error| {
             let code = match error {
                 tunnel_server::Error::NoSession { .. } => "502: 502 Bad Gateway".to_owned(),
@@ -93,7 +110,8 @@ impl Kubelets {
             ))
         })?;
         let name = ServerName::IpAddress(address.ip.into());
-        let stream = match tokio::time::timeout(HANDSHAKE, self.tls.connect(name, stream)).await {
+        let connector = self.connector().map_err(ApiStatus::internal)?;
+        let stream = match tokio::time::timeout(HANDSHAKE, connector.connect(name, stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(fail(error.to_string())),
             Err(_) => return Err(fail("net/http: TLS handshake timeout".to_owned())),
@@ -107,7 +125,9 @@ impl Kubelets {
             }
         });
         let host = format!("{}:{}", bracket(address.ip), address.port);
-        let host = host.parse().map_err(|_| ApiStatus::internal("host header"))?;
+        let host = host
+            .parse()
+            .map_err(|_| ApiStatus::internal("host header"))?;
         request.headers_mut().insert(hyper::header::HOST, host);
         match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
             Ok(Ok(response)) => Ok(response),
@@ -117,6 +137,24 @@ impl Kubelets {
             Err(_) => Err(fail("timeout awaiting response headers".to_owned())),
         }
     }
+}
+
+fn connector(pki: &Pki) -> anyhow::Result<TlsConnector> {
+    let leaf = Leaf::client("system:apiserver", Some(MASTERS));
+    let identity = pki.client_ca.issue(&leaf, OffsetDateTime::now_utc())?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pki.server_ca.cert_pem().as_bytes()) {
+        roots.add(certificate?)?;
+    }
+    let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?;
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 fn bracket(ip: IpAddr) -> String {
@@ -163,7 +201,10 @@ mod tests {
                 { "type": "InternalIP", "address": "10.99.0.41" }],
             "daemonEndpoints": { "kubeletEndpoint": { "Port": 10255 } },
         } });
-        let expected = Address { ip: "10.99.0.41".parse().unwrap(), port: 10255 };
+        let expected = Address {
+            ip: "10.99.0.41".parse().unwrap(),
+            port: 10255,
+        };
         assert_eq!(address(&node), Some(expected));
         assert_eq!(address(&json!({ "status": {} })), None);
     }

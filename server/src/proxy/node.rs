@@ -2,7 +2,9 @@
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, USER_AGENT,
+};
 use hyper::{Request, Response};
 
 use super::Proxy;
@@ -23,7 +25,11 @@ pub(super) async fn serve(
         .await
         .map_err(|_| ApiStatus::too_large(BODY_LIMIT))?
         .to_bytes();
-    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = parts
+        .uri
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     let uri = format!("/{}{query}", info.rest.trim_start_matches('/'));
     let mut upstream = Request::builder()
         .method(parts.method)

@@ -24,14 +24,19 @@ pub(super) fn container(pod: &Value, wanted: &str) -> Result<String, ApiStatus> 
     if wanted.is_empty() {
         return match containers.as_slice() {
             [only] => Ok((*only).to_owned()),
-            [] => Err(ApiStatus::bad_request(format!("a container name must be specified for pod {pod_name}"))),
+            [] => Err(ApiStatus::bad_request(format!(
+                "a container name must be specified for pod {pod_name}"
+            ))),
             many => {
                 let mut message = format!(
                     "a container name must be specified for pod {pod_name}, choose one of: [{}]",
                     many.join(" ")
                 );
                 if !init.is_empty() {
-                    message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+                    message.push_str(&format!(
+                        " or one of the init containers: [{}]",
+                        init.join(" ")
+                    ));
                 }
                 Err(ApiStatus::bad_request(message))
             }
@@ -40,13 +45,17 @@ pub(super) fn container(pod: &Value, wanted: &str) -> Result<String, ApiStatus> 
     if containers.contains(&wanted) || init.contains(&wanted) || ephemeral.contains(&wanted) {
         Ok(wanted.to_owned())
     } else {
-        Err(ApiStatus::bad_request(format!("container {wanted} is not valid for pod {pod_name}")))
+        Err(ApiStatus::bad_request(format!(
+            "container {wanted} is not valid for pod {pod_name}"
+        )))
     }
 }
 
 /// The node a pod is bound to.
 pub(super) fn node(pod: &Value) -> Option<&str> {
-    pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty())
+    pod["spec"]["nodeName"]
+        .as_str()
+        .filter(|node| !node.is_empty())
 }
 
 #[cfg(test)]
@@ -60,7 +69,8 @@ mod tests {
             "metadata": { "name": "web" },
             "spec": { "containers": [{ "name": "a" }, { "name": "b" }], "initContainers": [{ "name": "i" }] },
         });
-        let one = json!({ "metadata": { "name": "web" }, "spec": { "containers": [{ "name": "a" }] } });
+        let one =
+            json!({ "metadata": { "name": "web" }, "spec": { "containers": [{ "name": "a" }] } });
         let rows = [
             (&one, "", Ok("a")),
             (&one, "a", Ok("a")),
@@ -69,7 +79,9 @@ mod tests {
             (
                 &pod,
                 "",
-                Err("a container name must be specified for pod web, choose one of: [a b] or one of the init containers: [i]"),
+                Err(
+                    "a container name must be specified for pod web, choose one of: [a b] or one of the init containers: [i]",
+                ),
             ),
         ];
         for (pod, wanted, expected) in rows {

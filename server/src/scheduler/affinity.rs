@@ -11,7 +11,8 @@ pub(super) fn node_matches(spec: &Value, node: &Node) -> bool {
     if selector.is_some_and(|wanted| wanted.iter().any(|(key, value)| node.labels[key] != *value)) {
         return false;
     }
-    let required = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let required =
+        &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     match required["nodeSelectorTerms"].as_array() {
         None => true,
         Some(terms) => terms.iter().any(|term| term_matches(term, node)),
@@ -25,16 +26,34 @@ fn term_matches(term: &Value, node: &Node) -> bool {
     let label = |key: &str| node.labels[key].as_str();
     let field = |key: &str| (key == "metadata.name").then_some(node.name.as_str());
     !(expressions.is_empty() && fields.is_empty())
-        && expressions.iter().all(|expression| expression_matches(expression, label))
-        && fields.iter().all(|expression| expression_matches(expression, field))
+        && expressions
+            .iter()
+            .all(|expression| expression_matches(expression, label))
+        && fields
+            .iter()
+            .all(|expression| expression_matches(expression, field))
 }
 
 fn expression_matches<'a>(expression: &Value, value_of: impl Fn(&str) -> Option<&'a str>) -> bool {
     let value = value_of(expression["key"].as_str().unwrap_or_default());
-    let values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let values: Vec<&str> = expression["values"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let number = |text: &str| text.parse::<i64>().ok();
-    let compare = |greater: bool| match (value.and_then(number), values.first().copied().and_then(number)) {
-        (Some(has), Some(bound)) => if greater { has > bound } else { has < bound },
+    let compare = |greater: bool| match (
+        value.and_then(number),
+        values.first().copied().and_then(number),
+    ) {
+        (Some(has), Some(bound)) => {
+            if greater {
+                has > bound
+            } else {
+                has < bound
+            }
+        }
         _ => false,
     };
     match expression["operator"].as_str() {
@@ -58,12 +77,18 @@ pub(super) fn preference(pod: &PodFacts, node: &Node, nodes: &[Node]) -> i64 {
     };
     let weight = |term: &Value| term["weight"].as_i64().unwrap_or(0);
     let mut sum = 0;
-    for term in preferred("nodeAffinity").iter().filter(|term| term_matches(&term["preference"], node)) {
+    for term in preferred("nodeAffinity")
+        .iter()
+        .filter(|term| term_matches(&term["preference"], node))
+    {
         sum += weight(term);
     }
     for (kind, sign) in [("podAffinity", 1), ("podAntiAffinity", -1)] {
         for term in preferred(kind) {
-            if neighbours(pod, &term["podAffinityTerm"], node, nodes).next().is_some() {
+            if neighbours(pod, &term["podAffinityTerm"], node, nodes)
+                .next()
+                .is_some()
+            {
                 sum += sign * weight(term);
             }
         }
@@ -80,7 +105,12 @@ pub(super) fn pods_match(pod: &PodFacts, node: &Node, nodes: &[Node]) -> Option<
             .unwrap_or_default()
     };
     for term in required(&pod.spec, "podAffinity") {
-        let anywhere = || nodes.iter().flat_map(|node| &node.pods).any(|other| selects(pod, &term, other));
+        let anywhere = || {
+            nodes
+                .iter()
+                .flat_map(|node| &node.pods)
+                .any(|other| selects(pod, &term, other))
+        };
         let near = neighbours(pod, &term, node, nodes).next().is_some();
         // The first pod of a group that wants to be together has no one to be near to.
         if !near && (anywhere() || !selects(pod, &term, pod)) {
@@ -102,8 +132,13 @@ pub(super) fn pods_match(pod: &PodFacts, node: &Node, nodes: &[Node]) -> Option<
     if unwelcome {
         return Some("node(s) didn't satisfy existing pods anti-affinity rules");
     }
-    let constraints = pod.spec["topologySpreadConstraints"].as_array().into_iter().flatten();
-    for constraint in constraints.filter(|constraint| constraint["whenUnsatisfiable"] == "DoNotSchedule") {
+    let constraints = pod.spec["topologySpreadConstraints"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    for constraint in
+        constraints.filter(|constraint| constraint["whenUnsatisfiable"] == "DoNotSchedule")
+    {
         if !spreads(pod, constraint, node, nodes) {
             return Some("node(s) didn't match pod topology spread constraints");
         }
@@ -132,8 +167,15 @@ fn same_domain(term: &Value, a: &Node, b: &Node) -> bool {
 
 /// Whether `term`, a term of `pod`, selects `other`: by labels, in the pod's namespace unless the term names others.
 fn selects(pod: &PodFacts, term: &Value, other: &PodFacts) -> bool {
-    let named: Vec<&str> = term["namespaces"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let everywhere = term["namespaceSelector"].as_object().is_some_and(Map::is_empty);
+    let named: Vec<&str> = term["namespaces"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let everywhere = term["namespaceSelector"]
+        .as_object()
+        .is_some_and(Map::is_empty);
     let namespace = if named.is_empty() {
         everywhere || other.namespace == pod.namespace
     } else {
@@ -154,14 +196,19 @@ fn spreads(pod: &PodFacts, constraint: &Value, node: &Node, nodes: &[Node]) -> b
             .iter()
             .filter(|other| same_domain(constraint, domain, other))
             .flat_map(|other| &other.pods)
-            .filter(|other| other.namespace == pod.namespace && labels_match(&constraint["labelSelector"], other))
+            .filter(|other| {
+                other.namespace == pod.namespace
+                    && labels_match(&constraint["labelSelector"], other)
+            })
             .count()
     };
     let key = constraint["topologyKey"].as_str().unwrap_or_default();
     if !node.labels[key].is_string() {
         return false;
     }
-    let eligible = nodes.iter().filter(|node| node.labels[key].is_string() && node_matches(&pod.spec, node));
+    let eligible = nodes
+        .iter()
+        .filter(|node| node.labels[key].is_string() && node_matches(&pod.spec, node));
     let least = eligible.map(count).min().unwrap_or(0);
     let own = usize::from(labels_match(&constraint["labelSelector"], pod));
     let skew = usize::try_from(constraint["maxSkew"].as_u64().unwrap_or(1)).unwrap_or(usize::MAX);

@@ -17,7 +17,8 @@ pub(super) fn check(pod: &PodFacts, node: &Node, nodes: &[Node]) -> Result<(), V
         return no("node(s) were unschedulable");
     }
     let blocking = |taint: &&Value| {
-        matches!(taint["effect"].as_str(), Some("NoSchedule" | "NoExecute")) && !tolerated(&pod.spec, taint)
+        matches!(taint["effect"].as_str(), Some("NoSchedule" | "NoExecute"))
+            && !tolerated(&pod.spec, taint)
     };
     if let Some(taint) = node.taints.iter().find(blocking) {
         let (key, value) = (text(taint, "key"), text(taint, "value"));
@@ -26,7 +27,12 @@ pub(super) fn check(pod: &PodFacts, node: &Node, nodes: &[Node]) -> Result<(), V
     if !affinity::node_matches(&pod.spec, node) {
         return no("node(s) didn't match Pod's node affinity/selector");
     }
-    if pod.host_ports.iter().any(|wanted| node.pods.iter().flat_map(|other| &other.host_ports).any(|used| collide(wanted, used))) {
+    if pod.host_ports.iter().any(|wanted| {
+        node.pods
+            .iter()
+            .flat_map(|other| &other.host_ports)
+            .any(|used| collide(wanted, used))
+    }) {
         return no("node(s) didn't have free ports for the requested pod ports");
     }
     let short = shortages(pod, node);
@@ -98,16 +104,26 @@ pub(super) fn cost(pod: &PodFacts, node: &Node, nodes: &[Node]) -> (usize, usize
         .filter(|taint| taint["effect"] == "PreferNoSchedule" && !tolerated(&pod.spec, taint))
         .count();
     let siblings = match &pod.owner {
-        Some(owner) => node.pods.iter().filter(|other| other.owner.as_ref() == Some(owner)).count(),
+        Some(owner) => node
+            .pods
+            .iter()
+            .filter(|other| other.owner.as_ref() == Some(owner))
+            .count(),
         None => 0,
     };
-    (avoid, siblings, -affinity::preference(pod, node, nodes), fullness(pod, node))
+    (
+        avoid,
+        siblings,
+        -affinity::preference(pod, node, nodes),
+        fullness(pod, node),
+    )
 }
 
 fn fullness(pod: &PodFacts, node: &Node) -> i128 {
     let share = |resource: &str| {
         let has = node.allocatable.get(resource).copied().unwrap_or(0);
-        let used = node.requested.get(resource).copied().unwrap_or(0) + pod.requests.get(resource).copied().unwrap_or(0);
+        let used = node.requested.get(resource).copied().unwrap_or(0)
+            + pod.requests.get(resource).copied().unwrap_or(0);
         if has > 0 { used * 1000 / has } else { 1000 }
     };
     // Pods without requests still take room: their number breaks the tie.

@@ -103,8 +103,14 @@ impl Cluster {
             ("SupervisorPort", json!(self.port)),
             ("APIServerPort", json!(self.port)),
             ("APIServerBindAddress", json!("")),
-            ("ServiceNodePortRange", json!({ "Base": NODE_PORTS.0, "Size": NODE_PORTS.1 })),
-            ("KubeConfigOutput", json!(self.data_dir.join("kubeconfig.yaml"))),
+            (
+                "ServiceNodePortRange",
+                json!({ "Base": NODE_PORTS.0, "Size": NODE_PORTS.1 }),
+            ),
+            (
+                "KubeConfigOutput",
+                json!(self.data_dir.join("kubeconfig.yaml")),
+            ),
             ("KubeConfigMode", json!("")),
             ("KubeConfigGroup", json!("")),
             ("KubeConfigName", json!("default")),

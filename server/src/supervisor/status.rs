@@ -39,7 +39,12 @@ struct Cause<'a> {
 }
 
 impl Failure {
-    fn new(status: StatusCode, reason: &'static str, message: &str, cause: Option<&str>) -> Failure {
+    fn new(
+        status: StatusCode,
+        reason: &'static str,
+        message: &str,
+        cause: Option<&str>,
+    ) -> Failure {
         let document = Status {
             kind: "Status",
             metadata: Empty {},
@@ -51,7 +56,8 @@ impl Failure {
             }),
             code: status.as_u16(),
         };
-        let mut body = go_escape(&serde_json::to_string(&document).expect("plain strings serialise"));
+        let mut body =
+            go_escape(&serde_json::to_string(&document).expect("plain strings serialise"));
         body.push('\n');
         Failure { status, body }
     }
@@ -88,7 +94,12 @@ impl Failure {
 
     /// 503
     pub fn unavailable(message: &str) -> Failure {
-        Failure::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, None)
+        Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            message,
+            None,
+        )
     }
 
     /// This failure's document followed by that of `other`: what a refused tunnel upgrade answers.
@@ -120,5 +131,7 @@ impl Failure {
 
 /// Go's encoder writes these three as escapes, so that JSON can stand in HTML.
 fn go_escape(json: &str) -> String {
-    json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+    json.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
 }
