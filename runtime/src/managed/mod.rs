@@ -12,7 +12,7 @@ mod config;
 mod detach;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,15 +20,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use containerd_client::services::v1::ListContainersRequest;
+use containerd_client::services::v1::containers_client::ContainersClient;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
 
 use self::config::{Generation, Snapshotter};
 use self::process::Process;
+use crate::client::failed;
 use crate::{Client, ContainerId, Error, Result, SandboxId};
 
 /// Everything a private containerd is made of. All paths are absolute and belong to this instance alone.
@@ -242,13 +247,21 @@ impl Managed {
     /// moment (the agent was killed), and each holds 4 MB until somebody ends it. Judged twice, `patience` apart, so that
     /// none that is just starting is taken. Returns how many.
     pub async fn sweep(options: &ManagedOptions, patience: Duration) -> usize {
-        let bundles = options.state.join("io.containerd.runtime.v2.task/k8s.io");
-        let first = process::idle_shims(&options.socket, &bundles);
+        let look = || async {
+            if process::shims_of(&options.socket).is_empty() {
+                return Vec::new();
+            }
+            match known_containers(&options.socket).await {
+                Ok(known) => process::idle_shims(&options.socket, &known),
+                Err(_) => Vec::new(),
+            }
+        };
+        let first = look().await;
         if first.is_empty() {
             return 0;
         }
         tokio::time::sleep(patience).await;
-        let still = process::idle_shims(&options.socket, &bundles);
+        let still = look().await;
         let idle: Vec<Process> = first.into_iter().filter(|p| still.contains(p)).collect();
         for shim in &idle {
             tracing::info!(pid = shim.pid, "forgotten shim ended");
@@ -322,6 +335,25 @@ impl Managed {
         .await
         .unwrap_or_else(|_| Ok(()))
     }
+}
+
+/// Ids of all containers containerd itself knows, sandboxes among them.
+async fn known_containers(socket: &Path) -> Result<BTreeSet<String>> {
+    let mut request = Request::new(ListContainersRequest::default());
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+    let call = async {
+        ContainersClient::new(Client::connect(socket).channel())
+            .list(request)
+            .await
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(10), call)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
+        .map_err(|status| failed("containers.List", "", status))?;
+    let containers = answer.into_inner().containers;
+    Ok(containers.into_iter().map(|c| c.id).collect())
 }
 
 async fn generation() -> Result<Generation> {

@@ -118,11 +118,13 @@ pub(super) fn shims_of(socket: &Path) -> Vec<Process> {
         .collect()
 }
 
-/// Shims of `socket` that serve nothing: no container process below them, and no bundle of theirs in `bundles`.
-pub(super) fn idle_shims(socket: &Path, bundles: &Path) -> Vec<Process> {
+/// Shims of `socket` that serve nothing: `known` has no container of their id, and no process lives below them.
+pub(super) fn idle_shims(socket: &Path, known: &BTreeSet<String>) -> Vec<Process> {
     let parents: BTreeSet<u32> = all()
         .into_iter()
-        .filter_map(|pid| stat(pid).map(|s| s.parent))
+        .filter_map(stat)
+        .filter(|child| child.state != 'Z')
+        .map(|child| child.parent)
         .collect();
     shims_of(socket)
         .into_iter()
@@ -130,7 +132,7 @@ pub(super) fn idle_shims(socket: &Path, bundles: &Path) -> Vec<Process> {
         .filter(|shim| {
             let arguments = arguments(shim.pid);
             let id = arguments.windows(2).find(|pair| pair[0] == "-id");
-            id.is_some_and(|pair| !bundles.join(&pair[1]).exists())
+            id.is_some_and(|pair| !known.contains(&pair[1]))
         })
         .collect()
 }
