@@ -53,7 +53,6 @@ fn empty_group(
     dirs: &[CgroupDir],
     patience: Duration,
 ) -> Result<()> {
-    #[allow(clippy::disallowed_methods)]
     let start = Instant::now();
     let mut wait = FIRST_WAIT;
     let mut first = true;
@@ -144,7 +143,6 @@ fn descendants(dir: &CgroupDir) -> Result<Vec<CgroupDir>> {
 /// Removes the group and all below it, deepest first. The kernel may need a moment after the last process.
 fn remove_tree(dir: &CgroupDir, patience: Duration) -> Result<()> {
     for group in descendants(dir)?.into_iter().rev() {
-        #[allow(clippy::disallowed_methods)]
         let start = Instant::now();
         let mut wait = FIRST_WAIT;
         loop {
