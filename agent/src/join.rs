@@ -9,7 +9,7 @@ use tunnel::{JoinOptions, ServerAddr, Token};
 
 use crate::cli::Join;
 use crate::commands::load;
-use crate::config::{Config, DEFAULT_FILE};
+use crate::config::{Config, DEFAULT_FILE, Problems};
 use crate::ledger::write_whole;
 use crate::node::address;
 use crate::preflight::{self, Level};
@@ -84,15 +84,19 @@ fn flags(args: &Join) -> Vec<(&'static str, String)> {
     flags
 }
 
+const NO_TOKEN: &str = "no token was given; use --token-file FILE or the environment variable EDGE_TOKEN \
+     (on a K3s server it is in /var/lib/rancher/k3s/server/node-token)";
+
 /// The token, from wherever it was given.
 pub fn token_text(config: &Config) -> anyhow::Result<String> {
     if let Some(file) = &config.token_file {
-        let text = std::fs::read_to_string(file).with_context(|| format!("reading the token from {}", file.display()))?;
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Problems(vec![format!("token-file: {}: {error}; write the server's token there, or name another file", file.display())]))?;
         return Ok(text.trim().to_owned());
     }
     match &config.token {
         Some(token) => Ok(token.0.trim().to_owned()),
-        None => anyhow::bail!("no token was given; use --token-file FILE or the environment variable EDGE_TOKEN (on a K3s server it is in /var/lib/rancher/k3s/server/node-token)"),
+        None => Err(Problems(vec![NO_TOKEN.to_owned()]).into()),
     }
 }
 
@@ -163,4 +167,67 @@ async fn is_ready(config: &Config) -> bool {
     let mut answer = Vec::new();
     let asked = crate::control::client_status(&config.run_dir, true, false, &mut answer).await;
     asked.is_ok() && serde_json::from_slice::<crate::control::Status>(&answer).is_ok_and(|status| status.ready == Some(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::exit_code;
+    use crate::config::Redacted;
+
+    #[test]
+    fn the_token_comes_from_its_file_first_and_its_absence_is_a_configuration_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::below(dir.path(), "n");
+        let error = token_text(&config).unwrap_err();
+        assert_eq!(error.to_string(), NO_TOKEN);
+        assert_eq!(exit_code(&error), 78);
+        config.token = Some(Redacted(" t1\n".to_owned()));
+        assert_eq!(token_text(&config).unwrap(), "t1");
+        config.token_file = Some(dir.path().join("token"));
+        let error = token_text(&config).unwrap_err();
+        assert!(error.to_string().contains("write the server's token there"), "{error}");
+        assert_eq!(exit_code(&error), 78);
+        std::fs::write(dir.path().join("token"), "t2\n").unwrap();
+        assert_eq!(token_text(&config).unwrap(), "t2");
+    }
+
+    #[test]
+    fn join_completes_a_file_without_touching_it_and_the_result_loads() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        let mut args = Join {
+            server: "https://10.0.0.1:6443".to_owned(),
+            token: None,
+            token_file: None,
+            node_name: Some("n1".to_owned()),
+            node_label: vec!["a=b: c".to_owned()],
+            node_taint: Vec::new(),
+            node_ip: Vec::new(),
+            data_dir: Some("/x/data".to_owned()),
+            yes: false,
+            instance: crate::cli::Instance { config: Some(file.clone()) },
+        };
+        let mut config = Config::below(dir.path(), "n1");
+        config.server.clone_from(&args.server);
+        assert_eq!(write_config(&file, &args, &config, Path::new("/x/token")).unwrap(), file);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains("token-file: \"/x/token\"") && text.contains("- \"a=b: c\""), "{text}");
+
+        std::fs::write(&file, "# mine\nnode-label: [x=y]\n").unwrap();
+        args.node_label.clear();
+        assert!(write_config(&file, &args, &config, Path::new("/x/token")).unwrap().ends_with("config.yaml.d/90-join.yaml"));
+        assert!(std::fs::read_to_string(&file).unwrap().starts_with("# mine"));
+        let (loaded, _) = load(Some(&file), &[]).unwrap();
+        assert_eq!(loaded.server, "https://10.0.0.1:6443");
+        assert_eq!(loaded.node_labels["x"], "y");
+        assert_eq!(loaded.data_dir, Path::new("/x/data"));
+    }
+
+    #[test]
+    fn what_waiting_may_heal_is_one_and_what_it_cannot_is_seventy_eight() {
+        let address = ServerAddr::from_url("http://a").unwrap_err();
+        assert_eq!(exit_code(&anyhow::Error::from(address)), 78);
+        assert_eq!(exit_code(&anyhow::anyhow!("anything else")), 1);
+    }
 }

@@ -180,9 +180,18 @@ impl Resolver<'_> {
         self.args.get(name).cloned()
     }
 
+    /// Where the value stands: `FILE: key`, or the flag alone.
+    fn label(&self, key: &str) -> String {
+        match self.layers.given.get(key) {
+            Some(given) if given.place.starts_with("--") => given.place.clone(),
+            Some(given) => format!("{}: {key}", given.place),
+            None => format!("default of {key}"),
+        }
+    }
+
     fn bad(&mut self, key: &str, value: &str, what: &str) {
-        let place = self.layers.given.get(key).map_or("default", |given| given.place.as_str());
-        self.problems.push(format!("{place}: {key}: {value} {what}"));
+        let label = self.label(key);
+        self.problems.push(format!("{label}: {value} {what}"));
     }
 
     fn bad_arg(&mut self, name: &str, value: &str, what: &str) {
@@ -230,8 +239,8 @@ impl Resolver<'_> {
             return String::new();
         };
         if let Err(error) = tunnel::ServerAddr::from_url(&url) {
-            let place = self.layers.given.get("server").map_or("default", |given| given.place.as_str());
-            self.problems.push(format!("{place}: server: {error}; write it as https://SERVER:6443"));
+            let label = self.label("server");
+            self.problems.push(format!("{label}: {error}"));
         }
         url.trim().trim_end_matches('/').to_owned()
     }

@@ -121,3 +121,22 @@ fn instances_differ_in_every_path_and_port() {
     assert_eq!((config.kubelet_port, config.healthz_address, config.metrics_address), (20250, None, None));
     assert!(config.cni_state_dir.starts_with("/x/data"));
 }
+
+#[test]
+fn a_bad_flag_is_named_as_it_was_typed() {
+    let flags = [("server", "http://a".to_owned()), ("node-name", "A_b".to_owned())];
+    let problems = load_text("", &[], &flags).unwrap_err();
+    assert!(problems.0[0].starts_with("--server: server address \"http://a\" is not valid"), "{problems}");
+    assert!(problems.0[1].starts_with("--node-name: A_b is not a DNS name"), "{problems}");
+}
+
+#[test]
+fn the_shipped_example_is_valid_and_changes_what_it_says() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd/config.yaml");
+    let (config, warnings) = load_file(&shipped, &[], &[]).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(config.node_name, "shed-pi-1");
+    assert_eq!(config.max_pods, Some(30));
+    assert_eq!(config.eviction_hard["memory.available"], "32Mi");
+    assert_eq!(config.cgroup_root, "/");
+}
