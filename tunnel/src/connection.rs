@@ -144,7 +144,8 @@ impl Port {
                 if listening {
                     // A local side that takes no more may have said things that are still on their way: `upwards` passes
                     // them on and then sees its end. Until then what comes for it is dropped.
-                    listening = writer.write_all(&data).await.is_ok() && writer.flush().await.is_ok();
+                    listening =
+                        writer.write_all(&data).await.is_ok() && writer.flush().await.is_ok();
                 }
                 // Fails only when the session is gone, and then the queue ends too.
                 let _ = reports.drained.send((conn, data.len()));

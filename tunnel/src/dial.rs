@@ -21,6 +21,10 @@ const STAGGER: Duration = Duration::from_millis(300);
 /// waits for megabytes makes a living link look dead.
 const SEND_BUFFER: u32 = 256 * 1024;
 
+/// Unread bytes the kernel may hold (it doubles this): what a server still has under way for a connection when it is
+/// told to pause has to fit into that connection's limit.
+const RECEIVE_BUFFER: u32 = 256 * 1024;
+
 /// Connects to a server; the name is looked up at each call. No limit on time of its own.
 pub async fn connect(server: &ServerAddr) -> io::Result<TcpStream> {
     let found: Vec<SocketAddr> = lookup_host((server.host.as_str(), server.port))
@@ -72,6 +76,7 @@ async fn one(addr: SocketAddr) -> io::Result<TcpStream> {
         TcpSocket::new_v6()?
     };
     socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     let stream = socket.connect(addr).await?;
     stream.set_nodelay(true)?;
     Ok(stream)

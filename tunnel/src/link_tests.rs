@@ -271,6 +271,38 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
 }
 
 #[tokio::test]
+async fn a_local_side_that_stalls_holds_up_the_server_and_loses_nothing() {
+    const SIZE: usize = 40 << 20;
+    let cluster = Cluster::new();
+    let (listener, server) = listen().await;
+    let (local, addr) = listen().await;
+    let mut link = start(
+        &cluster,
+        &server,
+        Allow::kubelet(addr.port),
+        Timing::default(),
+    );
+    let (_, stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
+    let session = serve(stream, Timing::server());
+    let mut upload = open(&session, addr.port).await;
+    let (mut tcp, _) = soon("the dial", local.accept()).await.unwrap();
+    let chunk = vec![9u8; 64 << 10];
+    let mut sent = 0;
+    // Nobody reads: one write of many does not come through, long before everything was taken.
+    while let Ok(done) = timeout(Duration::from_secs(2), upload.write_all(&chunk)).await {
+        done.unwrap();
+        sent += chunk.len();
+        assert!(sent < SIZE, "everything went somewhere");
+    }
+    let mut got = vec![0; sent];
+    soon("everything arrives", tcp.read_exact(&mut got))
+        .await
+        .unwrap();
+    assert!(got.iter().all(|b| *b == 9));
+    assert_eq!(link.state.borrow_and_update().clone(), LinkState::Connected);
+}
+
+#[tokio::test]
 async fn a_link_comes_back_after_its_server_went_away() {
     let cluster = Cluster::new();
     let (listener, server) = listen().await;

@@ -67,7 +67,8 @@ pub struct Limits {
     pub pause_above: usize,
     /// Less than this unread: let it go on. K3s: 256 KiB.
     pub resume_below: usize,
-    /// More than this unread ends the connection. A real server sends 2.6 MB more after a Pause.
+    /// More than this unread ends the connection. A real server was seen to send 2.6 MB more after a Pause; its send
+    /// buffer and our receive buffer may hold several MB.
     pub capacity: usize,
     /// Connections in one session.
     pub connections: usize,
@@ -78,7 +79,7 @@ impl Default for Limits {
         Limits {
             pause_above: 2 << 20,
             resume_below: 256 << 10,
-            capacity: 8 << 20,
+            capacity: 16 << 20,
             connections: 1024,
         }
     }

@@ -95,6 +95,10 @@ fn every_recorded_answer_is_understood() {
             recording.path().to_owned(),
             recording.response_body(),
         );
+        // The Kubernetes API is not this crate's.
+        if path.starts_with("/api/") || path.starts_with("/apis/") {
+            continue;
+        }
         checked += 1;
         if status >= 400 {
             let parsed = crate::status::parse(&body).unwrap_or_else(|| panic!("{name}: no Status"));
