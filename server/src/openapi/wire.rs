@@ -203,6 +203,7 @@ fn only_empty(bytes: &[u8]) -> bool {
         match reader.next() {
             Ok(None) => return true,
             Ok(Some((_, content))) if content.is_empty() => {}
+            Ok(Some((_, Content::Bytes(inner)))) if only_empty(inner) => {}
             _ => return false,
         }
     }
@@ -323,6 +324,20 @@ mod tests {
         let object = decode(&envelope("v1", "ConfigMap", &raw)).unwrap();
         let expected = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "b"}});
         assert_eq!(object, expected);
+    }
+
+    #[test]
+    fn an_empty_status_with_empty_parts_is_empty() {
+        let user = [field(1, b""), field(2, b"")].concat();
+        let raw = [field(1, b""), field(2, &field(1, &user))].concat();
+        let object = decode(&envelope(
+            "authentication.k8s.io/v1",
+            "SelfSubjectReview",
+            &raw,
+        ))
+        .unwrap();
+        assert_eq!(object["kind"], "SelfSubjectReview");
+        assert!(object.get("status").is_none());
     }
 
     #[test]

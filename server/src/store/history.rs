@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{Key, Stored};
 
 /// Changes kept for watches that ask for an older version, for each collection.
-const KEPT: usize = 2048;
+const KEPT: usize = 1024;
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,5 +132,47 @@ impl Collection {
             self.wake
                 .send_if_modified(|seen| std::mem::replace(seen, last.version) != last.version);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn versions_older_than_the_kept_changes_are_expired() {
+        let mut collection = Collection::new(0);
+        let key = || Key {
+            storage: "things",
+            namespace: String::new(),
+            name: "a".to_owned(),
+        };
+        let last = KEPT as u64 + 10;
+        for version in 1..=last {
+            let object = Arc::new(json!({"version": version}));
+            let stored = Stored {
+                value: Arc::clone(&object),
+                version,
+            };
+            let change = Change {
+                version,
+                kind: ChangeKind::Replaced,
+                object,
+                before: None,
+                json: OnceLock::new(),
+            };
+            collection.apply(key(), Some(stored), change);
+        }
+        assert_eq!(
+            collection.since(9).unwrap_err(),
+            Expired {
+                asked: 9,
+                oldest: 10
+            }
+        );
+        assert_eq!(collection.since(10).unwrap().len(), KEPT);
+        assert_eq!(collection.since(last - 1).unwrap().len(), 1);
+        assert!(collection.since(last).unwrap().is_empty());
     }
 }
