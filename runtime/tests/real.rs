@@ -190,16 +190,20 @@ impl Drop for Machine {
     }
 }
 
-/// The test's own cgroup, in every hierarchy; pods are gone by now.
+/// The test's own cgroup with those of killed containers, in every hierarchy.
 fn remove_group(name: &str) {
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")
-        .into_iter()
-        .flatten()
-        .flatten();
-    for hierarchy in hierarchies {
-        let _ = std::fs::remove_dir(hierarchy.path().join(name));
+    let root = Path::new("/sys/fs/cgroup");
+    let below = |dir: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    for hierarchy in below(root).iter().map(PathBuf::as_path).chain([root]) {
+        let group = hierarchy.join(name);
+        for child in below(&group) {
+            let _ = std::fs::remove_dir(child);
+        }
+        let _ = std::fs::remove_dir(group);
     }
-    let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(name));
 }
 
 fn processes_naming(text: &str) -> Vec<String> {
