@@ -30,7 +30,10 @@ pub(crate) fn exchanges() -> Vec<String> {
                 .strip_suffix(".json")
                 .map(str::to_owned)
         })
-        .filter(|n| Value::is_object(&serde_json::from_str(&read(&format!("{n}.json"))).unwrap()))
+        .filter(|n| {
+            let file: Value = serde_json::from_str(&read(&format!("{n}.json"))).unwrap();
+            file["request"]["path"].is_string()
+        })
         .collect();
     names.sort();
     names
