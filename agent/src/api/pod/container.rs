@@ -18,27 +18,27 @@ pub struct Container {
     /// `Always`, `IfNotPresent` or `Never`; the server fills it in.
     #[serde(skip_serializing_if = "is_default")]
     pub image_pull_policy: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub command: Vec<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub args: Vec<String>,
     #[serde(skip_serializing_if = "is_default")]
     pub working_dir: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub ports: Vec<ContainerPort>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub env_from: Vec<EnvFromSource>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub env: Vec<EnvVar>,
     #[serde(skip_serializing_if = "is_default")]
     pub resources: ResourceRequirements,
     /// What an in-place resize would do; the server adds it on its own.
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub resize_policy: Vec<Value>,
     /// `Always` makes an init container a sidecar; the other values override the pod's policy.
     #[serde(skip_serializing_if = "is_default")]
     pub restart_policy: Option<super::RestartPolicy>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub volume_mounts: Vec<VolumeMount>,
     #[serde(skip_serializing_if = "is_default")]
     pub liveness_probe: Option<Probe>,
@@ -93,9 +93,9 @@ pub struct ContainerPort {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ResourceRequirements {
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub limits: ResourceList,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub requests: ResourceList,
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -237,8 +237,8 @@ pub struct SecurityContext {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub add: Vec<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub drop: Vec<String>,
 }

@@ -51,7 +51,6 @@ pub struct Probe {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ExecAction {
-    #[serde(deserialize_with = "super::null_is_default")]
     pub command: Vec<String>,
 }
 
@@ -68,7 +67,7 @@ pub struct HttpGetAction {
     /// `HTTP` or `HTTPS`.
     #[serde(skip_serializing_if = "is_default")]
     pub scheme: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub http_headers: Vec<HttpHeader>,
 }
 

@@ -11,14 +11,13 @@ use super::{Container, ResourceList, Unknown, Volume, is_default};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub volumes: Vec<Volume>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub init_containers: Vec<Container>,
-    #[serde(deserialize_with = "super::null_is_default")]
     pub containers: Vec<Container>,
     /// Added while the pod runs by `kubectl debug`; kept as they came.
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub ephemeral_containers: Vec<Value>,
     #[serde(skip_serializing_if = "is_default")]
     pub restart_policy: RestartPolicy,
@@ -32,7 +31,7 @@ pub struct PodSpec {
     pub dns_policy: String,
     #[serde(skip_serializing_if = "is_default")]
     pub dns_config: Option<PodDnsConfig>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub node_selector: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "is_default")]
     pub service_account_name: String,
@@ -56,7 +55,7 @@ pub struct PodSpec {
     pub share_process_namespace: Option<bool>,
     #[serde(skip_serializing_if = "is_default")]
     pub security_context: Option<PodSecurityContext>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub image_pull_secrets: Vec<LocalReference>,
     #[serde(skip_serializing_if = "is_default")]
     pub hostname: String,
@@ -64,12 +63,12 @@ pub struct PodSpec {
     pub subdomain: String,
     #[serde(rename = "setHostnameAsFQDN", skip_serializing_if = "is_default")]
     pub set_hostname_as_fqdn: Option<bool>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub host_aliases: Vec<HostAlias>,
     /// v1 Affinity as it came; only required node affinity is read, at admission.
     #[serde(skip_serializing_if = "is_default")]
     pub affinity: Option<Value>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub tolerations: Vec<Toleration>,
     #[serde(skip_serializing_if = "is_default")]
     pub priority: Option<i32>,
@@ -79,15 +78,15 @@ pub struct PodSpec {
     pub preemption_policy: Option<String>,
     #[serde(skip_serializing_if = "is_default")]
     pub scheduler_name: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub topology_spread_constraints: Vec<Value>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub scheduling_gates: Vec<Value>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub readiness_gates: Vec<ReadinessGate>,
     #[serde(skip_serializing_if = "is_default")]
     pub runtime_class_name: Option<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub overhead: ResourceList,
     #[serde(skip_serializing_if = "is_default")]
     pub enable_service_links: Option<bool>,
@@ -125,7 +124,6 @@ pub struct PodOs {
 #[serde(default)]
 pub struct HostAlias {
     pub ip: String,
-    #[serde(deserialize_with = "super::null_is_default")]
     pub hostnames: Vec<String>,
 }
 
@@ -158,11 +156,11 @@ pub struct Toleration {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodDnsConfig {
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub nameservers: Vec<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub searches: Vec<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub options: Vec<PodDnsOption>,
 }
 
@@ -185,7 +183,7 @@ pub struct PodSecurityContext {
     pub run_as_group: Option<i64>,
     #[serde(skip_serializing_if = "is_default")]
     pub run_as_non_root: Option<bool>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub supplemental_groups: Vec<i64>,
     /// `Merge` (the default) or `Strict`.
     #[serde(skip_serializing_if = "is_default")]
@@ -195,7 +193,7 @@ pub struct PodSecurityContext {
     /// `Always` (the default) or `OnRootMismatch`.
     #[serde(skip_serializing_if = "is_default")]
     pub fs_group_change_policy: Option<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub sysctls: Vec<Sysctl>,
     #[serde(skip_serializing_if = "is_default")]
     pub seccomp_profile: Option<SecurityProfile>,

@@ -14,7 +14,7 @@ pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed`; empty when nobody set it.
     #[serde(skip_serializing_if = "is_default")]
     pub phase: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub conditions: Vec<PodCondition>,
     #[serde(skip_serializing_if = "is_default")]
     pub message: String,
@@ -22,22 +22,22 @@ pub struct PodStatus {
     pub reason: String,
     #[serde(rename = "hostIP", skip_serializing_if = "is_default")]
     pub host_ip: String,
-    #[serde(deserialize_with = "super::null_is_default", rename = "hostIPs", skip_serializing_if = "is_default")]
+    #[serde(rename = "hostIPs", skip_serializing_if = "is_default")]
     pub host_ips: Vec<Ip>,
     #[serde(rename = "podIP", skip_serializing_if = "is_default")]
     pub pod_ip: String,
-    #[serde(deserialize_with = "super::null_is_default", rename = "podIPs", skip_serializing_if = "is_default")]
+    #[serde(rename = "podIPs", skip_serializing_if = "is_default")]
     pub pod_ips: Vec<Ip>,
     #[serde(skip_serializing_if = "is_default")]
     pub start_time: Option<String>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub init_container_statuses: Vec<ContainerStatus>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub container_statuses: Vec<ContainerStatus>,
     /// `Guaranteed`, `Burstable` or `BestEffort`.
     #[serde(skip_serializing_if = "is_default")]
     pub qos_class: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub allocated_resources: ResourceList,
     #[serde(skip_serializing_if = "is_default")]
     pub resources: Option<ResourceStatus>,
@@ -103,11 +103,11 @@ pub struct ContainerStatus {
     pub container_id: String,
     #[serde(skip_serializing_if = "is_default")]
     pub started: Option<bool>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub allocated_resources: ResourceList,
     #[serde(skip_serializing_if = "is_default")]
     pub resources: Option<ResourceStatus>,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub volume_mounts: Vec<VolumeMountStatus>,
     #[serde(skip_serializing_if = "is_default")]
     pub user: Option<ContainerUser>,
@@ -163,9 +163,9 @@ pub struct Terminated {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ResourceStatus {
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub limits: ResourceList,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub requests: ResourceList,
 }
 
@@ -196,6 +196,6 @@ pub struct ContainerUser {
 pub struct LinuxUser {
     pub uid: i64,
     pub gid: i64,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub supplemental_groups: Vec<i64>,
 }

@@ -42,7 +42,7 @@ pub struct KeyToPath {
 pub struct ConfigMapVolume {
     pub name: String,
     /// All keys when empty.
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub items: Vec<KeyToPath>,
     #[serde(skip_serializing_if = "is_default")]
     pub default_mode: Option<u32>,
@@ -55,7 +55,7 @@ pub struct ConfigMapVolume {
 #[serde(rename_all = "camelCase", default)]
 pub struct SecretVolume {
     pub secret_name: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub items: Vec<KeyToPath>,
     #[serde(skip_serializing_if = "is_default")]
     pub default_mode: Option<u32>,
@@ -68,7 +68,7 @@ pub struct SecretVolume {
 #[serde(default)]
 pub struct SecretProjection {
     pub name: String,
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub items: Vec<KeyToPath>,
     #[serde(skip_serializing_if = "is_default")]
     pub optional: Option<bool>,
@@ -99,7 +99,6 @@ pub struct HostPathVolume {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProjectedVolume {
-    #[serde(deserialize_with = "super::null_is_default")]
     pub sources: Vec<VolumeProjection>,
     #[serde(skip_serializing_if = "is_default")]
     pub default_mode: Option<u32>,
@@ -136,7 +135,7 @@ pub struct ServiceAccountTokenProjection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DownwardApiVolume {
-    #[serde(deserialize_with = "super::null_is_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub items: Vec<DownwardApiFile>,
     #[serde(skip_serializing_if = "is_default")]
     pub default_mode: Option<u32>,
