@@ -32,6 +32,7 @@ pub mod history;
 mod hooks;
 pub mod hosts;
 pub mod images;
+mod log_rotation;
 pub mod probes;
 pub mod reasons;
 pub mod resources;

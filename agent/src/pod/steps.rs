@@ -27,6 +27,8 @@ use crate::events::Type;
 pub(super) const INSTANCE: &str = "edge-agent.io/node";
 /// A container whose postStart hook takes longer is told as running meanwhile.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
+/// Pause while the runtime has no network configuration yet.
+const NETWORK_PAUSE: Nanos = SECOND / 2;
 /// The longest pause between tries of a pod's volumes.
 const VOLUME_PAUSE: Nanos = 120 * SECOND;
 
@@ -164,6 +166,13 @@ impl Worker {
     }
 
     fn sandbox_failed(&mut self, problem: &str) {
+        // A new node's network comes up within moments.
+        if problem.contains("cni plugin not initialized") || problem.contains("cni config uninitialized") {
+            let message = "network is not ready: container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:Network plugin returns error: cni plugin not initialized";
+            self.event(None, Type::Warning, "NetworkNotReady", message);
+            self.history.retry_at = Some(time::now() + NETWORK_PAUSE);
+            return;
+        }
         self.event(None, Type::Warning, "FailedCreatePodSandBox", &format!("Failed to create pod sandbox: {problem}"));
         self.history.retry_at = Some(time::now() + RETRY);
     }

@@ -104,16 +104,11 @@ fn probe_fields(path: &str, probe: &Probe, found: &mut Vec<String>) {
     if probe.grpc.is_some() {
         found.push(format!("{path}.grpc"));
     }
-    if probe.http_get.as_ref().is_some_and(|get| get.scheme == "HTTPS") {
-        found.push(format!("{path}.httpGet.scheme"));
-    }
 }
 
 fn handler_fields(path: &str, handler: Option<&LifecycleHandler>, found: &mut Vec<String>) {
-    let Some(handler) = handler else { return };
-    unknown(path, &handler.unknown, found);
-    if handler.http_get.as_ref().is_some_and(|get| get.scheme == "HTTPS") {
-        found.push(format!("{path}.httpGet.scheme"));
+    if let Some(handler) = handler {
+        unknown(path, &handler.unknown, found);
     }
 }
 

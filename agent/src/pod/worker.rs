@@ -125,6 +125,7 @@ impl Worker {
         if let Some(rejection) = self.rejection.clone() {
             self.deps().recorder.pod_event(&self.pod, None, Type::Warning, &rejection.reason, &rejection.message);
         }
+        self.adopt();
         loop {
             self.take_news();
             while self.stale {
@@ -144,6 +145,15 @@ impl Worker {
                 self.shared.view.remove(&self.uid);
                 return self.uid;
             }
+        }
+    }
+
+    /// Containers that run have their volumes; those are refreshed soon, for tokens may be near their end.
+    fn adopt(&mut self) {
+        if self.seen.containers.iter().any(|c| c.state == cri::ContainerState::ContainerRunning) {
+            self.volumes_ready = true;
+            self.arm_refresh();
+            self.refresh_at = self.refresh_at.map(|at| at - REFRESH + Duration::from_secs(5));
         }
     }
 
@@ -187,8 +197,10 @@ impl Worker {
             self.history.try_again();
             self.inputs.clear();
         }
-        if changed {
-            self.volumes_ready = false;
+        let (old, new) = (&self.pod.metadata, &assigned.pod.metadata);
+        if changed || old.labels != new.labels || old.annotations != new.annotations {
+            // Downward API files tell of these.
+            self.refresh_at = self.refresh_at.map(|_| tokio::time::Instant::now());
         }
         self.pod = assigned.pod;
         self.removed = assigned.removed;

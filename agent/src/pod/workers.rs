@@ -18,7 +18,7 @@ use super::admission::{self, Rejection};
 use super::steps::INSTANCE;
 use super::volumes;
 use super::worker::{Assigned, Shared, Worker};
-use super::{Deps, View};
+use super::{Deps, View, log_rotation};
 use crate::api::pod::Pod;
 use crate::assignments::Assignments;
 
@@ -66,6 +66,7 @@ impl Workers {
             _ = stop.wait_for(|stop| *stop) => return,
         };
         let mut first = true;
+        let _rotation = AbortOnDrop(tokio::spawn(log_rotation::run(self.shared.deps.clone(), self.view())).abort_handle());
         loop {
             let (pods, complete) = {
                 let now = assignments.borrow_and_update();
@@ -203,6 +204,9 @@ impl Workers {
                     sweep_pod(&config.root_dir.join("pods").join(&uid), &config.pod_logs_dir, &uid);
                 }
             }
+            if let Some(links) = &config.container_logs_dir {
+                sweep_links(links, &config.pod_logs_dir);
+            }
         });
         let _ = work.await;
     }
@@ -234,9 +238,29 @@ impl Workers {
     }
 }
 
+/// Ends a task with its owner.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 fn entries(dir: &Path) -> Vec<String> {
     let found = fs::read_dir(dir).into_iter().flatten().flatten();
     found.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Links to logs of this instance that are gone.
+fn sweep_links(links: &Path, logs: &Path) {
+    for name in entries(links) {
+        let link = links.join(name);
+        let dangling = fs::read_link(&link).is_ok_and(|to| to.starts_with(logs) && !to.exists());
+        if dangling {
+            let _ = fs::remove_file(link);
+        }
+    }
 }
 
 fn sweep_pod(dir: &Path, logs: &Path, uid: &str) {

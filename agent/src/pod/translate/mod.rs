@@ -23,3 +23,7 @@ pub fn container_hash(container: &Container) -> String {
     }
     format!("{hash:x}")
 }
+
+#[cfg(test)]
+#[path = "../translate_tests.rs"]
+mod tests;

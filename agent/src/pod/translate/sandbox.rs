@@ -45,7 +45,6 @@ pub fn sandbox_config(pod: &Pod, inputs: SandboxInputs<'_>) -> cri::PodSandboxCo
             overhead: None,
             resources: Some(resources(pod, inputs.node, inputs.cgroup_v2)),
         }),
-        ..Default::default()
     }
 }
 

@@ -274,11 +274,11 @@ pub fn tear_down(dirs: &PodDirs) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what is left of a pod: its directory and its logs.
+/// Removes what is left of a pod: its logs and its directory. The directory last: it is what a later agent finds.
 pub fn forget(dirs: &PodDirs) -> io::Result<()> {
     unmount_below(&dirs.root)?;
-    remove_tree(&dirs.root)?;
-    remove_tree(&dirs.logs)
+    remove_tree(&dirs.logs)?;
+    remove_tree(&dirs.root)
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
