@@ -2,6 +2,7 @@
 
 mod cluster;
 mod machine_setup;
+mod registries;
 mod runtime_setup;
 
 use std::collections::BTreeMap;

@@ -53,7 +53,7 @@ struct Entry {
 
 /// One request.
 enum Work {
-    Patch { status: PodStatus, body: Value },
+    Patch { status: Box<PodStatus>, body: Value },
     Delete,
 }
 
@@ -159,7 +159,7 @@ impl Handle {
             }
             if let Some(status) = entry.wanted.take() {
                 if let Some(body) = status_patch(&entry.base, &status, uid) {
-                    found = Some((uid.clone(), entry.path("/status"), Work::Patch { status, body }));
+                    found = Some((uid.clone(), entry.path("/status"), Work::Patch { status: Box::new(status), body }));
                     entry.busy = true;
                     break;
                 }
@@ -261,8 +261,8 @@ struct OnlyMeta {
 async fn send(client: &Client, path: &str, uid: &str, work: Work) -> Outcome {
     match work {
         Work::Patch { status, body } => match client.patch::<OnlyMeta>(path, PatchType::Strategic, &body).await {
-            Ok(answer) => Outcome::Accepted(status, answer.metadata.resource_version.parse().unwrap_or(0)),
-            Err(error) => failed(error, Some(status)),
+            Ok(answer) => Outcome::Accepted(*status, answer.metadata.resource_version.parse().unwrap_or(0)),
+            Err(error) => failed(error, Some(*status)),
         },
         Work::Delete => {
             let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": {"uid": uid}});

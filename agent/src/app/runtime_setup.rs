@@ -8,6 +8,7 @@ use cgroup::OwnLimits;
 use runtime::managed::{Managed, ManagedOptions, may_lower_oom_score};
 
 use super::machine_setup::Prepared;
+use super::registries;
 use crate::backoff::Backoff;
 use crate::config::{CgroupDriver, Config, ContainerdMode};
 
@@ -57,13 +58,17 @@ async fn answers(socket: &Path) -> bool {
 /// Connects or starts, and waits until CRI answers.
 pub(super) async fn start(config: &Config, machine: &Prepared) -> anyhow::Result<Runtime> {
     if let Some(socket) = &config.container_runtime_endpoint {
+        if let Some(file) = &config.registries_file {
+            tracing::warn!(path = %file.display(), "not used: this containerd is not ours, its own configuration says how registries are reached");
+        }
         let client = runtime::Client::connect(socket);
         wait(&client, socket).await;
         check_driver(&client, config).await?;
         return Ok(Runtime { client, keeper: None });
     }
     std::fs::create_dir_all(&config.cni_conf_dir).with_context(|| format!("making {}", config.cni_conf_dir.display()))?;
-    let options = options(config, machine);
+    let mut options = options(config, machine);
+    options.registry_config = registries::write(config.registries_file.as_deref(), config.data_dir.join("agent/etc/containerd/certs.d"))?;
     let managed = Managed::start(&options).await.context("starting a containerd of our own")?;
     let client = managed.client();
     Ok(Runtime { client, keeper: Some(Keeper(tokio::spawn(managed.keep(options)))) })
