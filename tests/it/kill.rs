@@ -1,11 +1,13 @@
 //! `kill -9` of the agent or the server at any moment: pods run on, nothing happens twice, nothing accepted is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::system::cluster::{Cluster, Node, Options, Seen};
 use crate::system::kubectl::Kubectl;
+use crate::system::process::output;
 use crate::system::{rounds, run, wait_for};
 
 const SOON: Duration = Duration::from_secs(90);
@@ -115,13 +117,16 @@ fn server_killed_at_any_moment() {
         k.apply(&deployment("steady", 4));
         wait_replicas(&k, "steady", 4);
         let before: Vec<_> = cluster.nodes.iter().map(|node| node.containers().expect("containerd answers")).collect();
+        let (cert, key) = cluster.admin_files();
+        let url = format!("{}/api/v1/namespaces/default/configmaps", cluster.server_url);
         let mut accepted = BTreeMap::new();
         for round in 0..rounds("KILL_ROUNDS", 3) {
             let done = AtomicBool::new(false);
             std::thread::scope(|scope| {
-                let writers: Vec<_> = (0..2)
+                let writers: Vec<_> = (0..3)
                     .map(|writer| {
-                        let (k, done) = (k.clone(), &done);
+                        let done = &done;
+                        let (cert, key, url) = (&cert, &key, &url);
                         scope.spawn(move || {
                             let mut written = Vec::new();
                             for number in 0.. {
@@ -129,8 +134,11 @@ fn server_killed_at_any_moment() {
                                     break;
                                 }
                                 let name = format!("w{writer}-{round}-{number}");
-                                let value = format!("v={name}");
-                                if k.run(&["create", "configmap", &name, &format!("--from-literal={value}")]).code == Some(0) {
+                                let map = format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"v":"{name}"}}}}"#);
+                                let mut post = Command::new("curl");
+                                post.args(["-ksS", "--fail", "--max-time", "5", "--cert", cert, "--key", key]);
+                                post.args(["-H", "Content-Type: application/json", "-o", "/dev/null", "-d", &map, url]);
+                                if output(post, SOON).code == Some(0) {
                                     written.push(name);
                                 }
                             }

@@ -40,6 +40,7 @@ const STEPS: &[Step] = &[
     ("logs --previous", logs_previous),
     ("exec", exec),
     ("exec -it", exec_terminal),
+    ("attach", attach),
     ("port-forward", port_forward),
     ("wait", wait),
     ("cordon", cordon),
@@ -346,6 +347,21 @@ fn exec_terminal(t: &Tried<'_>) {
     }
     let seen = output(command, SOON);
     contains(&seen.stdout, &["/dev/pts/", "got typed"]);
+}
+
+fn attach(t: &Tried<'_>) {
+    let pod = busybox("attached", "i=0; while :; do i=$((i+1)); echo beat $i; sleep 0.2; done", "Always");
+    t.k.apply(&pod);
+    t.cluster.wait_pod(&t.namespace, "attached", SOON, |pod| pod["status"]["phase"] == "Running");
+    let log = t.cluster.dir.join(format!("attach-{}.txt", t.namespace));
+    let mut attached = Process::start(t.k.command(&["attach", "attached"]), &log);
+    wait_for(SOON, "what the container writes arrives", || {
+        let seen = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
+        let beats = seen.lines().filter(|line| line.starts_with("beat ")).count();
+        if beats >= 5 { Ok(()) } else { Err(format!("{seen} {:?}", attached.ended())) }
+    });
+    t.k.ok(&["delete", "pod", "attached", "--now"]);
+    wait_for(SOON, "attach ends with the container", || attached.ended().map(|_| ()).ok_or_else(|| "it goes on".to_owned()));
 }
 
 fn port_forward(t: &Tried<'_>) {

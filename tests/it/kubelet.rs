@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-
 use crate::system::cluster::{Cluster, Options};
 use crate::system::process::output;
 use crate::system::{run, wait_for};
@@ -51,16 +48,7 @@ fn the_port_knows_its_clients() {
         );
 
         // The administrator's certificate is in system:masters.
-        let config = k.ok(&["config", "view", "--raw", "-o", "json"]);
-        let config: serde_json::Value = serde_json::from_str(&config).expect("json");
-        let user = &config["users"][0]["user"];
-        let file = |name: &str, key: &str| {
-            let path = cluster.dir.join(name);
-            let data = STANDARD.decode(user[key].as_str().unwrap_or_default()).expect("base64");
-            std::fs::write(&path, data).expect("written");
-            path.display().to_string()
-        };
-        let (cert, key) = (file("admin.crt", "client-certificate-data"), file("admin.key", "client-key-data"));
+        let (cert, key) = cluster.admin_files();
         let admin = |path: &str| ask(&cluster, &["--cert", &cert, "--key", &key], path);
         assert_eq!(admin("/healthz"), ("200".to_owned(), "ok".to_owned()));
         let json = |path: &str| {

@@ -1,6 +1,7 @@
 //! The scenarios. Those on whole clusters need root, containerd, images and kubectl, and say `SKIP` where these are missing;
 //! see [`system`]. One binary, one link step.
 
+mod bad_input;
 mod dependencies;
 mod kill;
 mod kubectl;

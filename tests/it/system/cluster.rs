@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -192,6 +194,7 @@ pub(crate) struct Cluster {
     server: Option<Process>,
     bin: PathBuf,
     listen: String,
+    subnet: String,
     prefix: String,
     links: Vec<String>,
 }
@@ -215,6 +218,7 @@ impl Cluster {
         let mut cluster = Self {
             server_url: format!("https://{subnet}.1:6443"),
             listen: format!("{subnet}.1:6443"),
+            subnet,
             bin: machine.bin.clone(),
             links: vec![bridge.clone()],
             nodes: Vec::new(),
@@ -225,12 +229,11 @@ impl Cluster {
             prefix,
         };
         sh("ip", &["link", "add", &bridge, "type", "bridge"]);
-        sh("ip", &["addr", "add", &format!("{subnet}.1/24"), "dev", &bridge]);
+        sh("ip", &["addr", "add", &format!("{}.1/24", cluster.subnet), "dev", &bridge]);
         sh("ip", &["link", "set", &bridge, "up"]);
         cluster.start_server();
-        for index in 1..=options.nodes {
-            let node = cluster.add_node(index, &subnet, machine, options);
-            cluster.nodes.push(node);
+        for _ in 0..options.nodes {
+            cluster.add_node(machine, options.config);
         }
         cluster.join_and_start();
         cluster.wait_ready(options.nodes);
@@ -256,8 +259,10 @@ impl Cluster {
         self.server = None;
     }
 
-    fn add_node(&mut self, index: usize, subnet: &str, machine: &Machine, options: &Options) -> Node {
-        let name = format!("{}-n{index}", self.prefix);
+    /// Makes a node with its namespaces and configuration that nobody has joined yet.
+    pub(crate) fn add_node(&mut self, machine: &Machine, config: &str) -> &Node {
+        let index = self.nodes.len() + 1;
+        let (name, extra, subnet) = (format!("{}-n{index}", self.prefix), config, self.subnet.clone());
         let (dir, run_dir) = (self.dir.join(&name), self.run_dir.join(index.to_string()));
         std::fs::create_dir_all(dir.join("images")).expect("node directory is made");
         std::fs::create_dir_all("/var/lib/cni").expect("mount point is made");
@@ -285,8 +290,7 @@ impl Cluster {
         let (d, r) = (dir.display(), run_dir.display());
         let text = format!(
             "node-ip: {ip}\ndata-dir: {d}\nrun-dir: {r}\ncontainerd: managed\npod-logs-dir: {d}/pod-logs\n\
-             node-password-file: {d}/password\nkubelet-arg:\n  - root-dir={d}/kubelet\n  - cgroup-root=/{name}\n{}",
-            options.config
+             node-password-file: {d}/password\nkubelet-arg:\n  - root-dir={d}/kubelet\n  - cgroup-root=/{name}\n{extra}"
         );
         std::fs::write(&config, text).expect("configuration is written");
         let log = self.dir.join(format!("{name}.log"));
@@ -295,7 +299,27 @@ impl Cluster {
         node.sh("ip", &["addr", "add", &format!("{}/24", node.ip), "dev", "eth0"]);
         node.sh("ip", &["link", "set", "eth0", "up"]);
         node.sh("ip", &["route", "add", "default", "via", &format!("{subnet}.1")]);
-        node
+        self.nodes.push(node);
+        self.nodes.last().expect("just added")
+    }
+
+    /// What a node needs to join.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.dir.join("server/token")).expect("the server wrote a token").trim().to_owned()
+    }
+
+    /// Certificate and key of the administrator as files, for clients that are not kubectl.
+    pub(crate) fn admin_files(&self) -> (String, String) {
+        let config = self.kubectl.ok(&["config", "view", "--raw", "-o", "json"]);
+        let config: Value = serde_json::from_str(&config).expect("json");
+        let user = &config["users"][0]["user"];
+        let file = |name: &str, key: &str| {
+            let path = self.dir.join(name);
+            let data = STANDARD.decode(user[key].as_str().unwrap_or_default()).expect("base64");
+            std::fs::write(&path, data).expect("written");
+            path.display().to_string()
+        };
+        (file("admin.crt", "client-certificate-data"), file("admin.key", "client-key-data"))
     }
 
     fn join_and_start(&mut self) {
