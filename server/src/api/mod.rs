@@ -6,7 +6,9 @@
 
 mod admission;
 mod apply;
+mod columns;
 mod defaults;
+mod deletion;
 mod discovery;
 pub mod kind;
 mod listing;
@@ -15,6 +17,7 @@ mod patch;
 mod prepare;
 pub mod quantity;
 pub mod registry;
+mod removal;
 mod render;
 pub mod request;
 pub mod rest;

@@ -15,7 +15,7 @@ pub use super::patch::PatchType;
 use super::selector::Selectors;
 use super::status::ApiStatus;
 use super::watch::Watch;
-use super::{meta, patch, prepare, service};
+use super::{deletion, meta, patch, prepare, service};
 use crate::auth::Actor;
 use crate::store::{Key, Refused, Store, Stored, Write};
 
@@ -394,7 +394,7 @@ impl Registry {
                 return Ok(Arc::new(next));
             }
             let key = key(kind, namespace, name);
-            let write = if prepare::is_finished(kind, &next) {
+            let write = if deletion::is_finished(kind, &next) {
                 Write::Delete {
                     key,
                     expected: current.version,
@@ -483,10 +483,10 @@ impl Registry {
     ) -> Result<(Arc<Value>, bool), ApiStatus> {
         for _ in 0..ROUNDS {
             let current = self.stored(kind, namespace, name)?;
-            let step = prepare::delete(kind, name, &current.value, options, actor)?;
+            let step = deletion::decide(kind, name, &current.value, options, actor)?;
             let key = key(kind, namespace, name);
             let (write, gone) = match step {
-                prepare::Deletion::Remove => {
+                deletion::Deletion::Remove => {
                     if options.dry_run {
                         return Ok((current.value, true));
                     }
@@ -499,7 +499,7 @@ impl Registry {
                         true,
                     )
                 }
-                prepare::Deletion::Mark(next) => {
+                deletion::Deletion::Mark(next) => {
                     if options.dry_run {
                         return Ok((Arc::new(next), false));
                     }
@@ -512,7 +512,7 @@ impl Registry {
                         false,
                     )
                 }
-                prepare::Deletion::AlreadyMarked => return Ok((current.value, false)),
+                deletion::Deletion::AlreadyMarked => return Ok((current.value, false)),
             };
             match self.store.write(write).await {
                 Ok(stored) => return Ok((stored.value, gone)),
