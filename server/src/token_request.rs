@@ -197,7 +197,15 @@ mod tests {
             ] },
         });
         let vault = ["vault".to_owned()];
-        let rows: &[(&str, &str, &str, Option<&Value>, &[String], bool)] = &[
+        type Row<'a> = (
+            &'a str,
+            &'a str,
+            &'a str,
+            Option<&'a Value>,
+            &'a [String],
+            bool,
+        );
+        let rows: &[Row<'_>] = &[
             ("own pod", "a", "default", Some(&pod), &[], true),
             ("named audience", "a", "default", Some(&pod), &vault, true),
             (

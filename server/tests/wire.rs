@@ -2,6 +2,8 @@
 //!
 //! Statuses and error bodies are compared byte for byte; certificates field by field, for the same keys.
 
+#![allow(clippy::unwrap_used)] // All of this is test code; the lint only knows functions marked so.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -68,7 +68,13 @@ fn refusals_are_worded_as_the_real_scheduler_words_them() {
     };
     let big = json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "5", "memory": "2Gi" } } }] });
     let tolerating = json!({ "tolerations": [{ "key": "k", "operator": "Exists" }] });
-    let rows: Vec<(&str, Value, Vec<Node>, Result<&str, &str>)> = vec![
+    type Row = (
+        &'static str,
+        Value,
+        Vec<Node>,
+        Result<&'static str, &'static str>,
+    );
+    let rows: Vec<Row> = vec![
         ("fits", json!({}), vec![node("a", "4", json!({}))], Ok("a")),
         (
             "too big",

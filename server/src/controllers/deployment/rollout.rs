@@ -242,7 +242,7 @@ fn scale(view: &View<'_>) -> Vec<Step> {
 fn is_saturated(view: &View<'_>, set: &Value) -> bool {
     let wanted = view.replicas();
     object::replicas(set) == wanted
-        && set["metadata"]["annotations"][DESIRED] == wanted.to_string()
+        && set["metadata"]["annotations"][DESIRED].as_str() == Some(&wanted.to_string())
         && object::count(set, "availableReplicas") == wanted
 }
 
@@ -340,7 +340,8 @@ fn new_set_annotations(view: &View<'_>) -> Vec<Step> {
             min_ready,
         });
     }
-    if view.deployment["metadata"]["annotations"][REVISION] != revision.to_string() {
+    if view.deployment["metadata"]["annotations"][REVISION].as_str() != Some(&revision.to_string())
+    {
         steps.push(Step::SetRevision(revision.to_string()));
     }
     steps
