@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cgroup::PodCgroup;
 use runtime::observe::{container_seen, sandbox_seen};
@@ -106,7 +106,9 @@ impl Worker {
         }
         let hostname = hosts::sandbox_hostname(&self.pod, &self.deps().config.cluster_domain);
         let hostname = hostname.map_err(|problem| self.sandbox_failed(&problem))?;
+        let began = Instant::now();
         let cgroup_parent = self.prepare().await?;
+        let prepared = began.elapsed();
         let config = self.sandbox_config(attempt, &resolved, hostname, cgroup_parent);
         let handler = self.pod.spec.runtime_class_name.clone().unwrap_or_default();
         let client = self.deps().runtime.clone();
@@ -116,7 +118,9 @@ impl Worker {
         let wanted = if self.volumes_ready { None } else { Some(self.pod.clone()) };
         let (made, volumes, (images, inputs)) = tokio::join!(
             async {
+                let asked = Instant::now();
                 let id = client.run_pod_sandbox(config, &handler).await?;
+                tracing::debug!(sandbox_id = %id, ?prepared, elapsed = ?asked.elapsed(), "sandbox made");
                 client.pod_sandbox_status(&id).await
             },
             async {
@@ -222,6 +226,7 @@ impl Worker {
         let pod = self.pod.clone();
         let Some(container) = pod.all_containers().find(|c| c.name == name) else { return Err(()) };
         let Some(sandbox) = self.seen.sandbox().cloned() else { return Err(()) };
+        let began = Instant::now();
         if !self.volumes_ready {
             let done = volumes::set_up(&self.shared.deps, &pod, &self.dirs, &self.shared.host_ips, &self.pod_ips()).await;
             match done {
@@ -251,6 +256,7 @@ impl Worker {
         let parent = self.deps().pod_tree.cgroup_parent(&self.uid, resources::qos(&pod)).unwrap_or_default();
         let hostname = hosts::sandbox_hostname(&pod, &self.deps().config.cluster_domain).unwrap_or_default();
         let sandbox_config = self.sandbox_config(sandbox.attempt, &self.dns(), hostname, parent);
+        let configured = began.elapsed();
         let made = self.deps().runtime.create_container(&sandbox.id, config, sandbox_config).await;
         let id = match made {
             Ok(id) => id,
@@ -261,6 +267,7 @@ impl Worker {
                 return Err(());
             }
         };
+        tracing::debug!(container_id = %id, container = name, ?configured, elapsed = ?(began.elapsed() - configured), "container made");
         self.event(Some(name), Type::Normal, "Created", "Container created");
         self.start_made(container, &sandbox.id, &id).await
     }
@@ -275,7 +282,9 @@ impl Worker {
 
     async fn start_made(&mut self, container: &Container, sandbox: &SandboxId, id: &ContainerId) -> Done {
         let name = container.name.as_str();
+        let asked = Instant::now();
         let started = self.deps().runtime.start_container(id).await;
+        tracing::debug!(container_id = %id, container = name, elapsed = ?asked.elapsed(), "container start answered");
         if let Err(error) = started {
             self.stale = true;
             let message = error.runtime_message().map_or_else(|| error.to_string(), str::to_owned);
