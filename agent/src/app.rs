@@ -189,7 +189,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     tokio::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics), vec![client.clone(), controller.clone()]));
     tokio::spawn(events.run(client.clone()));
     tokio::spawn(objects.clone().run());
-    tokio::spawn(status.run(client.clone(), assignments.subscribe()));
+    tokio::spawn(status.run(client.clone(), assignments.subscribe(), Arc::clone(&metrics)));
     tokio::spawn(ledger::run(ledger_path, config.node_name.clone(), assignments.subscribe(), objects));
     tokio::spawn(assignments::run(client, config.node_name.clone(), assignments.clone()));
     tokio::spawn(kubelet.run(stop.clone()));

@@ -18,6 +18,7 @@ use crate::api::pod::{Pod, PodStatus};
 use crate::api::{Client, Error, ObjectMeta};
 use crate::assignments::Assignments;
 use crate::backoff::Backoff;
+use crate::metrics::Metrics;
 
 mod patch;
 
@@ -25,6 +26,7 @@ pub use patch::status_patch;
 
 /// Requests on their way at once.
 const AT_ONCE: usize = 8;
+const RUNNING: &str = "Running";
 
 /// Where pod workers leave what they saw. Never blocks; the newest status of a pod replaces an unsent older one.
 #[derive(Clone, Default)]
@@ -49,6 +51,17 @@ struct Entry {
     busy: bool,
     not_before: Option<Instant>,
     backoff: Backoff,
+    /// When the assignment came.
+    seen: Instant,
+    /// How long after that the first Running status went out; none where the pod ran before we knew it.
+    sent: Option<Duration>,
+}
+
+/// The first Running status of a pod was accepted: how long after the assignment came it was sent.
+struct Started {
+    pod: String,
+    sent: Duration,
+    accepted: Duration,
 }
 
 /// One request.
@@ -95,7 +108,7 @@ impl Handle {
     }
 
     /// Sends for ever. Pods that left the assignments are forgotten once nothing is left to send for them.
-    pub async fn run(self, client: Client, mut assignments: watch::Receiver<Assignments>) {
+    pub async fn run(self, client: Client, mut assignments: watch::Receiver<Assignments>, metrics: Arc<Metrics>) {
         let mut flying: JoinSet<(PodUid, Outcome)> = JoinSet::new();
         loop {
             let mut wait = Duration::from_secs(3600);
@@ -117,7 +130,14 @@ impl Handle {
             }
             // Every arm only says "look again"; nothing is lost when another one wins.
             tokio::select! {
-                Some(done) = flying.join_next() => if let Ok((uid, outcome)) = done { self.settle(&uid, outcome) },
+                Some(done) = flying.join_next() => if let Ok((uid, outcome)) = done {
+                    metrics.status_written(!matches!(outcome, Outcome::Refused(_) | Outcome::Failed(..)));
+                    if let Some(started) = self.settle(&uid, outcome) {
+                        metrics.pod_started(started.sent);
+                        let (sent, accepted) = (started.sent.as_secs_f64(), started.accepted.as_secs_f64());
+                        tracing::info!(pod = %started.pod, pod_uid = %uid, sent_after_seconds = sent, accepted_after_seconds = accepted, "pod is running");
+                    }
+                },
                 () = self.shared.wake.notified() => {}
                 () = tokio::time::sleep(wait) => {}
                 changed = assignments.changed() => {
@@ -127,9 +147,11 @@ impl Handle {
                     if let Assignments::Known(pods) = &*assignments.borrow_and_update() {
                         let mut entries = self.lock();
                         entries.retain(|uid, entry| entry.busy || entry.wanted.is_some() || pods.contains_key(uid));
-                        for (uid, entry) in entries.iter_mut() {
-                            if let Some(pod) = pods.get(uid) {
-                                entry.insist(pod);
+                        for (uid, pod) in pods.iter() {
+                            match entries.get_mut(uid) {
+                                Some(entry) => entry.insist(pod),
+                                // Its clock runs from now.
+                                None => drop(entry(&mut entries, pod)),
                             }
                         }
                     }
@@ -159,6 +181,9 @@ impl Handle {
             }
             if let Some(status) = entry.wanted.take() {
                 if let Some(body) = status_patch(&entry.base, &status, uid) {
+                    if entry.sent.is_none() && status.phase == RUNNING && entry.base.phase != RUNNING {
+                        entry.sent = Some(now.saturating_duration_since(entry.seen));
+                    }
                     found = Some((uid.clone(), entry.path("/status"), Work::Patch { status: Box::new(status), body }));
                     entry.busy = true;
                     break;
@@ -177,12 +202,16 @@ impl Handle {
         }
     }
 
-    fn settle(&self, uid: &PodUid, outcome: Outcome) {
+    fn settle(&self, uid: &PodUid, outcome: Outcome) -> Option<Started> {
         let mut pods = self.lock();
-        let Some(entry) = pods.get_mut(uid) else { return };
+        let entry = pods.get_mut(uid)?;
         entry.busy = false;
+        let mut started = None;
         match outcome {
             Outcome::Accepted(status, version) => {
+                if status.phase == RUNNING && entry.base.phase != RUNNING {
+                    started = entry.sent.map(|sent| Started { pod: format!("{}/{}", entry.namespace, entry.name), sent, accepted: entry.seen.elapsed() });
+                }
                 entry.base = status;
                 entry.version = version;
                 entry.not_before = None;
@@ -203,6 +232,7 @@ impl Handle {
                 }
             }
         }
+        started
     }
 }
 
@@ -245,6 +275,8 @@ fn entry<'a>(pods: &'a mut BTreeMap<PodUid, Entry>, pod: &Pod) -> &'a mut Entry 
         busy: false,
         not_before: None,
         backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(10)),
+        seen: Instant::now(),
+        sent: None,
     });
     if version > entry.version && !entry.busy {
         entry.version = version;
@@ -342,6 +374,22 @@ mod tests {
         assert_eq!(next(&handle), None, "an older view of the server does not count");
         handle.publish(&pod("3", "Pending"), status("Running"));
         assert!(next(&handle).is_some(), "somebody else changed it");
+    }
+
+    #[test]
+    fn the_time_to_running_is_told_once_and_not_of_pods_that_ran_before() {
+        let handle = Handle::default();
+        handle.publish(&pod("1", "Pending"), status("Running"));
+        assert!(next(&handle).is_some());
+        let started = handle.settle(&PodUid::from("u"), Outcome::Accepted(status("Running"), 2)).expect("it started");
+        assert!(started.pod == "ns/p" && started.sent <= started.accepted);
+        handle.publish(&pod("3", "Pending"), status("Running"));
+        assert!(next(&handle).is_some(), "somebody else changed it");
+        let handle = Handle::default();
+        let ready = PodStatus { message: "m".to_owned(), ..status("Running") };
+        handle.publish(&pod("1", "Running"), ready.clone());
+        assert!(next(&handle).is_some());
+        assert!(handle.settle(&PodUid::from("u"), Outcome::Accepted(ready, 2)).is_none(), "it ran before");
     }
 
     #[test]
