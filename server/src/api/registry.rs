@@ -11,54 +11,17 @@ use serde_json::{Value, json};
 
 use super::apply::{self, Applied};
 use super::kind::{self, KINDS, Kind};
+pub use super::options::{DeleteOptions, Propagation, Subresource};
 pub use super::patch::PatchType;
 use super::selector::Selectors;
 use super::status::ApiStatus;
 use super::watch::Watch;
-use super::{deletion, meta, patch, prepare, service};
+use super::{deletion, meta, patch, prepare, seeds, service};
 use crate::auth::Actor;
 use crate::store::{Key, Refused, Store, Stored, Write};
 
 /// Rounds of preparing a write anew before giving up with a conflict.
 const ROUNDS: usize = 20;
-
-/// Which part of an object a write may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subresource {
-    /// Everything but `status` (where the kind has a status subresource).
-    Main,
-    /// `status`, and of metadata what the kind's status endpoint lets through.
-    Status,
-}
-
-/// What happens to the objects that name the deleted one as owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Propagation {
-    Background,
-    Foreground,
-    Orphan,
-}
-
-/// How to delete.
-#[derive(Debug, Clone, Default)]
-pub struct DeleteOptions {
-    /// Seconds; `None` takes the pod's own.
-    pub grace_period: Option<i64>,
-    pub uid: Option<String>,
-    pub resource_version: Option<String>,
-    pub propagation: Option<Propagation>,
-    pub dry_run: bool,
-}
-
-impl DeleteOptions {
-    /// At once, whatever the pod's grace period.
-    pub fn now() -> Self {
-        Self {
-            grace_period: Some(0),
-            ..Self::default()
-        }
-    }
-}
 
 /// All objects carry `apiVersion`, `kind`, `metadata.resourceVersion`. Reads come from memory and are cheap;
 /// writes return when they are on disk.
@@ -77,7 +40,7 @@ impl Registry {
         let mut storages: Vec<&'static str> = KINDS.iter().map(|k| k.storage).collect();
         storages.sort_unstable();
         storages.dedup();
-        let store = Store::open(database, &storages, seeds()).map_err(|error| {
+        let store = Store::open(database, &storages, seeds::seeds()).map_err(|error| {
             let cause = std::error::Error::source(&error)
                 .map(|s| format!(": {s}"))
                 .unwrap_or_default();
@@ -565,30 +528,11 @@ fn refusal(kind: &Kind, name: &str, refused: Refused) -> ApiStatus {
     }
 }
 
-fn key(kind: &Kind, namespace: Option<&str>, name: &str) -> Key {
+/// Where an object of a kind is stored.
+pub(super) fn key(kind: &Kind, namespace: Option<&str>, name: &str) -> Key {
     Key {
         storage: kind.storage,
         namespace: namespace.unwrap_or_default().to_owned(),
         name: name.to_owned(),
     }
-}
-
-fn seeds() -> Vec<(Key, Value)> {
-    let mut seeds = Vec::new();
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let metadata = || json!({"uid": meta::new_uid(), "creationTimestamp": meta::now()});
-        let mut namespace = json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": metadata(),
-            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
-        });
-        namespace["metadata"]["name"] = json!(name);
-        namespace["metadata"]["labels"] = json!({"kubernetes.io/metadata.name": name});
-        seeds.push((key(&kind::NAMESPACE, None, name), namespace));
-        let mut account =
-            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata()});
-        account["metadata"]["name"] = json!("default");
-        account["metadata"]["namespace"] = json!(name);
-        seeds.push((key(&kind::SERVICE_ACCOUNT, Some(name), "default"), account));
-    }
-    seeds
 }
