@@ -96,6 +96,12 @@ fn agent_killed_at_any_moment() {
             let orphaned = of_app(&node.containers().expect("containerd outlives the agent"), "steady");
             assert_eq!(orphaned, steady, "round {round}: pods run on without the agent");
             node.start();
+            if round % 3 == 2 {
+                // Once more, while it is still starting.
+                std::thread::sleep(Duration::from_millis(u64::from(round) * 53 % 400));
+                node.kill_agent();
+                node.start();
+            }
             wait_replicas(&k, "churn", count);
             wait_for(SOON, &format!("round {round}: the node settles"), || settled(&cluster.nodes[0], &k));
             let after = of_app(&cluster.nodes[0].containers().expect("containerd answers"), "steady");

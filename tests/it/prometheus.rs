@@ -18,6 +18,11 @@ fn prometheus_scrapes_the_agent() {
         }
         let cluster = Cluster::start(machine, &Options { nodes: 1, ..Options::default() });
         let node = &cluster.nodes[0];
+        cluster.kubectl.apply(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: counted}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+             containers: [{name: c, image: 'busybox:1.36', command: [sleep, '600']}]\n",
+        );
+        cluster.wait_pod("default", "counted", Duration::from_secs(60), |pod| pod["status"]["phase"] == "Running");
 
         let text = node.fetch("http://127.0.0.1:9470/metrics").expect("metrics");
         let mut promtool = Command::new("promtool");
@@ -57,6 +62,8 @@ fn prometheus_scrapes_the_agent() {
         assert_eq!(wait_for(limit, "the agent is up", || ask("up")), 1.0);
         let resident = wait_for(limit, "the agent's memory", || ask("process_resident_memory_bytes"));
         assert!(resident > 1e6, "{resident}");
+        assert_eq!(wait_for(limit, "the count of pods", || ask("edge_agent_pods%7Bphase%3D%22Running%22%7D")), 1.0);
+        assert_eq!(wait_for(limit, "the kubelet's count", || ask("kubelet_running_containers")), 1.0);
         let renewed = wait_for(limit, "the last renewal", || ask("time()-edge_agent_lease_last_renew_timestamp_seconds"));
         assert!((0.0..60.0).contains(&renewed), "{renewed}");
         let bound = wait_for(limit, "the limit of all pods", || ask("edge_agent_reservation_bytes%7Bscope%3D%22kubepods%22%2Ckind%3D%22max%22%7D"));

@@ -102,6 +102,7 @@ impl Server {
         };
         let health_addr = health.as_ref().map(TcpListener::local_addr).transpose()?;
         let addr = listener.local_addr()?;
+        deps.metrics.collect(Box::new(metrics::Pods::new(&config.node_name, deps.view.clone())));
         let authority = Authority::new(&config.node_name, deps.api);
         let inner = Inner {
             config: deps.config,

@@ -20,8 +20,9 @@ use tokio::sync::{Semaphore, watch};
 /// Body of every answer: whole or streamed.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// A client that does not finish its request headers in this time is dropped.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that does not send the next request's headers in this time is dropped. Longer than Go's 90 s for idle
+/// connections, so that it is the API server that closes them and no request meets a closing connection.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long a listener pauses after `accept` failed (descriptors exhausted), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -6,6 +6,7 @@
 
 mod expose;
 mod node;
+mod pods;
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -22,6 +23,7 @@ use prometheus_client::registry::Registry;
 pub(crate) use expose::answer;
 pub use expose::{Format, serve};
 pub use node::{CgroupScope, CgroupScopes};
+pub use pods::Pods;
 
 /// One label with values known at compile time.
 type One = [(&'static str, &'static str); 1];
@@ -58,28 +60,6 @@ impl LeaseFailure {
     }
 }
 
-/// What a pod counts as in `edge_agent_pods`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PodPhase {
-    Pending,
-    Running,
-    Succeeded,
-    Failed,
-}
-
-impl PodPhase {
-    const ALL: [Self; 4] = [Self::Pending, Self::Running, Self::Succeeded, Self::Failed];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-        }
-    }
-}
-
 /// Node amounts published once the reservation is planned.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct NodeAmounts {
@@ -103,11 +83,8 @@ pub struct Metrics {
     heartbeat_lag: Histogram,
     tunnel_links: Family<One, Gauge>,
     tunnel_reconnects: Counter,
-    pods: Family<One, Gauge>,
     pod_start: Histogram,
-    container_restarts: Counter,
     status_writes: Family<One, Counter>,
-    watch_restarts: Counter,
     reservation: Family<Two, Gauge<u64, AtomicU64>>,
     capacity: Family<One, Seconds>,
     allocatable: Family<One, Seconds>,
@@ -132,11 +109,8 @@ impl Metrics {
             heartbeat_lag: histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
             tunnel_links: Family::default(),
             tunnel_reconnects: Counter::default(),
-            pods: Family::default(),
             pod_start: histogram(&[0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]),
-            container_restarts: Counter::default(),
             status_writes: Family::default(),
-            watch_restarts: Counter::default(),
             reservation: Family::default(),
             capacity: Family::default(),
             allocatable: Family::default(),
@@ -165,15 +139,12 @@ impl Metrics {
         );
         r.register("edge_agent_tunnel_links", "Tunnel links to servers by state", self.tunnel_links.clone());
         r.register("edge_agent_tunnel_connects", "Tunnel links established", self.tunnel_reconnects.clone());
-        r.register("edge_agent_pods", "Pods on this node by phase", self.pods.clone());
         r.register(
             "edge_agent_pod_start_seconds",
             "Time from first seeing a pod to sending its Running status",
             self.pod_start.clone(),
         );
-        r.register("edge_agent_container_restarts", "Containers started again", self.container_restarts.clone());
         r.register("edge_agent_status_writes", "Pod status updates sent, by result", self.status_writes.clone());
-        r.register("edge_agent_watch_restarts", "Watches opened again", self.watch_restarts.clone());
         r.register(
             "edge_agent_reservation_bytes",
             "Memory values applied to a cgroup scope",
@@ -189,9 +160,6 @@ impl Metrics {
         drop(registry);
         for failure in LeaseFailure::ALL {
             drop(self.lease_failures.get_or_create(&[("reason", failure.label())]));
-        }
-        for phase in PodPhase::ALL {
-            drop(self.pods.get_or_create(&[("phase", phase.label())]));
         }
         for state in ["connected", "disconnected"] {
             drop(self.tunnel_links.get_or_create(&[("state", state)]));
@@ -246,29 +214,14 @@ impl Metrics {
         self.tunnel_reconnects.inc();
     }
 
-    /// Pods of this node in `phase` now.
-    pub fn pods(&self, phase: PodPhase, count: usize) {
-        self.pods.get_or_create(&[("phase", phase.label())]).set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
     /// A pod's Running status was sent this long after the agent first saw the pod.
     pub fn pod_started(&self, took: Duration) {
         self.pod_start.observe(took.as_secs_f64());
     }
 
-    /// A container was started again after it had ended.
-    pub fn container_restarted(&self) {
-        self.container_restarts.inc();
-    }
-
     /// A pod status was sent, or could not be.
     pub fn status_written(&self, sent: bool) {
         self.status_writes.get_or_create(&[("result", if sent { "sent" } else { "failed" })]).inc();
-    }
-
-    /// A watch had to be opened again.
-    pub fn watch_restarted(&self) {
-        self.watch_restarts.inc();
     }
 
     /// A memory value in force: scope `kubepods`, `agent`, `runtime`…, kind `min`, `low`, `high`, `max`.
