@@ -47,12 +47,7 @@ pub trait Extra: Send + Sync + 'static {
     /// Paths outside the Kubernetes API: `/cacerts`, `/ping`, `/v1-k3s/...`. Does its own checks of `caller`.
     fn supervisor(&self, request: Request<Incoming>, caller: Caller) -> Handled;
     /// Already authorised: pods/{log,exec,attach,portforward,proxy}, nodes/proxy, serviceaccounts/token.
-    fn subresource(
-        &self,
-        info: RequestInfo,
-        request: Request<Incoming>,
-        identity: Identity,
-    ) -> Handled;
+    fn subresource(&self, info: RequestInfo, request: Request<Incoming>, identity: Identity) -> Handled;
 }
 
 /// Everything a listener needs.
@@ -87,8 +82,7 @@ pub async fn serve(
         match accepted {
             Ok((stream, remote)) => {
                 let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
-                let (server, verifier, stop) =
-                    (Arc::clone(&server), Arc::clone(&verifier), stop.clone());
+                let (server, verifier, stop) = (Arc::clone(&server), Arc::clone(&verifier), stop.clone());
                 connections.spawn(connection(stream, remote, acceptor, verifier, server, stop));
             }
             Err(error) => {
@@ -98,9 +92,7 @@ pub async fn serve(
         }
     }
     drop(listener);
-    let drained = tokio::time::timeout(DRAIN, async {
-        while connections.join_next().await.is_some() {}
-    });
+    let drained = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} });
     if drained.await.is_err() {
         tracing::debug!(open = connections.len(), "connections cut at the end");
     }
@@ -128,18 +120,11 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(error = %error, %remote, "tls handshake"),
         Err(_) => return tracing::debug!(%remote, "tls handshake took too long"),
     };
-    let peer = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| verifier.judge(chain))
-        .map(Arc::new);
+    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| verifier.judge(chain)).map(Arc::new);
     let watching = stop.clone();
     let service = service_fn(move |request| {
         let (server, peer, stop) = (Arc::clone(&server), peer.clone(), watching.clone());
-        async move {
-            Ok::<_, std::convert::Infallible>(respond(server, request, peer, remote, stop).await)
-        }
+        async move { Ok::<_, std::convert::Infallible>(respond(server, request, peer, remote, stop).await) }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http2().max_concurrent_streams(250);
@@ -165,13 +150,7 @@ async fn respond(
     stop: watch::Receiver<bool>,
 ) -> Response<Body> {
     let started = std::time::Instant::now();
-    let caller = authn::authenticate(
-        request.headers(),
-        peer.as_deref(),
-        remote,
-        &*server.credentials,
-        SystemTime::now(),
-    );
+    let caller = authn::authenticate(request.headers(), peer.as_deref(), remote, &*server.credentials, SystemTime::now());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let user = match &caller.api {
         authn::Login::As(identity) => identity.user.clone(),
@@ -179,19 +158,12 @@ async fn respond(
     };
     let mut response = route(server, request, caller, stop).await;
     let headers = response.headers_mut();
-    headers
-        .entry(CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-cache, private"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
     tracing::debug!(%method, path, user, status = response.status().as_u16(), elapsed = ?started.elapsed(), "request");
     response
 }
 
-async fn route(
-    server: Arc<Server>,
-    request: Request<Incoming>,
-    caller: Caller,
-    stop: watch::Receiver<bool>,
-) -> Response<Body> {
+async fn route(server: Arc<Server>, request: Request<Incoming>, caller: Caller, stop: watch::Receiver<bool>) -> Response<Body> {
     let request = if is_api(request.uri().path()) {
         request
     } else {
@@ -211,13 +183,8 @@ async fn route(
 
 /// Whether the path belongs to the Kubernetes API server.
 fn is_api(path: &str) -> bool {
-    const ROOTS: &[&str] = &[
-        "/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz",
-    ];
-    ROOTS.iter().any(|root| {
-        path.strip_prefix(root)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
+    const ROOTS: &[&str] = &["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"];
+    ROOTS.iter().any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 /// A body held in memory.
@@ -228,18 +195,12 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// A JSON answer.
 pub fn json_response(code: u16, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(body));
-    *response.status_mut() =
-        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// A Status as an answer.
 pub fn error_response(status: &ApiStatus) -> Response<Body> {
-    json_response(
-        if status.code == 0 { 200 } else { status.code },
-        status.body(),
-    )
+    json_response(if status.code == 0 { 200 } else { status.code }, status.body())
 }

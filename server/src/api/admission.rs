@@ -25,12 +25,7 @@ fn forbidden(kind: &Kind, object: &Value, why: &str) -> ApiStatus {
 }
 
 /// Checks and completes an object about to be created. `service_account` is that of a pod, if it exists.
-pub(super) fn create(
-    kind: &Kind,
-    object: &mut Value,
-    actor: &Actor,
-    service_account: Option<&Value>,
-) -> Result<(), ApiStatus> {
+pub(super) fn create(kind: &Kind, object: &mut Value, actor: &Actor, service_account: Option<&Value>) -> Result<(), ApiStatus> {
     if let Some(node) = actor.node() {
         restrict_create(kind, object, node)?;
     }
@@ -47,10 +42,7 @@ pub(super) fn create(
             let not_ready = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
             match object["spec"]["taints"].as_array_mut() {
                 Some(taints) => {
-                    if !taints
-                        .iter()
-                        .any(|t| t["key"] == not_ready["key"] && t["effect"] == "NoSchedule")
-                    {
+                    if !taints.iter().any(|t| t["key"] == not_ready["key"] && t["effect"] == "NoSchedule") {
                         taints.push(not_ready);
                     }
                 }
@@ -62,43 +54,24 @@ pub(super) fn create(
     Ok(())
 }
 
-fn pod_service_account(
-    kind: &Kind,
-    pod: &mut Value,
-    account: Option<&Value>,
-) -> Result<(), ApiStatus> {
+fn pod_service_account(kind: &Kind, pod: &mut Value, account: Option<&Value>) -> Result<(), ApiStatus> {
     if pod["metadata"]["annotations"].get(MIRROR).is_some() {
         return Ok(());
     }
-    let name = pod["spec"]["serviceAccountName"]
-        .as_str()
-        .unwrap_or("default")
-        .to_owned();
+    let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default").to_owned();
     let Some(account) = account else {
-        let why = format!(
-            "error looking up service account {}/{name}: serviceaccount \"{name}\" not found",
-            meta::namespace(pod)
-        );
+        let why = format!("error looking up service account {}/{name}: serviceaccount \"{name}\" not found", meta::namespace(pod));
         return Err(forbidden(kind, pod, &why));
     };
-    if let Some(secrets) = account
-        .get("imagePullSecrets")
-        .filter(|s| s.as_array().is_some_and(|a| !a.is_empty()))
-    {
-        if pod["spec"]["imagePullSecrets"]
-            .as_array()
-            .is_none_or(Vec::is_empty)
-        {
+    if let Some(secrets) = account.get("imagePullSecrets").filter(|s| s.as_array().is_some_and(|a| !a.is_empty())) {
+        if pod["spec"]["imagePullSecrets"].as_array().is_none_or(Vec::is_empty) {
             pod["spec"]["imagePullSecrets"] = secrets.clone();
         }
     }
-    let mount = [
-        &pod["spec"]["automountServiceAccountToken"],
-        &account["automountServiceAccountToken"],
-    ]
-    .iter()
-    .find_map(|v| v.as_bool())
-    .unwrap_or(true);
+    let mount = [&pod["spec"]["automountServiceAccountToken"], &account["automountServiceAccountToken"]]
+        .iter()
+        .find_map(|v| v.as_bool())
+        .unwrap_or(true);
     if mount {
         mount_token(pod);
     }
@@ -111,20 +84,12 @@ fn mount_token(pod: &mut Value) {
     let name = existing
         .filter_map(|v| v["name"].as_str())
         .find(|n| n.starts_with("kube-api-access-"))
-        .map_or_else(
-            || format!("kube-api-access-{}", meta::random_suffix(5)),
-            str::to_owned,
-        );
+        .map_or_else(|| format!("kube-api-access-{}", meta::random_suffix(5)), str::to_owned);
     let mut used = false;
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array_mut().into_iter().flatten() {
             let taken = |m: &Value| m["mountPath"].as_str() == Some(TOKEN_PATH);
-            if container["volumeMounts"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(taken)
-            {
+            if container["volumeMounts"].as_array().into_iter().flatten().any(taken) {
                 continue;
             }
             let mount = json!({"name": name, "readOnly": true, "mountPath": TOKEN_PATH});
@@ -135,11 +100,7 @@ fn mount_token(pod: &mut Value) {
             used = true;
         }
     }
-    let present = spec["volumes"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|v| v["name"] == name.as_str());
+    let present = spec["volumes"].as_array().into_iter().flatten().any(|v| v["name"] == name.as_str());
     if !used || present {
         return;
     }
@@ -157,23 +118,14 @@ fn mount_token(pod: &mut Value) {
 
 /// Pods tolerate a node that is not ready or unreachable for five minutes unless they say otherwise.
 fn tolerate_lost_nodes(pod: &mut Value) {
-    for key in [
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-    ] {
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerates = |t: &Value| {
             let key_fits = t["key"] == key || t["key"].as_str().is_none_or(str::is_empty);
-            let effect_fits =
-                t["effect"] == "NoExecute" || t["effect"].as_str().is_none_or(str::is_empty);
+            let effect_fits = t["effect"] == "NoExecute" || t["effect"].as_str().is_none_or(str::is_empty);
             key_fits && effect_fits
         };
         let spec = &mut pod["spec"];
-        if spec["tolerations"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(tolerates)
-        {
+        if spec["tolerations"].as_array().into_iter().flatten().any(tolerates) {
             continue;
         }
         let wanted = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
@@ -204,54 +156,33 @@ fn restrict_create(kind: &Kind, object: &Value, node: &str) -> Result<(), ApiSta
     match (kind.group, kind.kind) {
         ("", "Node") => {
             if meta::name(object) != node {
-                return refuse(format!(
-                    "node \"{node}\" is not allowed to modify node \"{}\"",
-                    meta::name(object)
-                ));
+                return refuse(format!("node \"{node}\" is not allowed to modify node \"{}\"", meta::name(object)));
             }
             let refused = refused_labels(&object["metadata"]["labels"], &Value::Null);
             if !refused.is_empty() {
-                return refuse(format!(
-                    "node \"{node}\" is not allowed to set the following labels: {}",
-                    refused.join(", ")
-                ));
+                return refuse(format!("node \"{node}\" is not allowed to set the following labels: {}", refused.join(", ")));
             }
             Ok(())
         }
         ("", "Pod") => {
             if object["metadata"]["annotations"].get(MIRROR).is_none() {
-                return refuse(format!(
-                    "pod does not have \"{MIRROR}\" annotation, node \"{node}\" can only create mirror pods"
-                ));
+                return refuse(format!("pod does not have \"{MIRROR}\" annotation, node \"{node}\" can only create mirror pods"));
             }
             if object["spec"]["nodeName"] != node {
-                return refuse(format!(
-                    "node \"{node}\" can only create pods with spec.nodeName set to itself"
-                ));
+                return refuse(format!("node \"{node}\" can only create pods with spec.nodeName set to itself"));
             }
-            let owners = object["metadata"]["ownerReferences"]
-                .as_array()
-                .map_or(&[][..], Vec::as_slice);
+            let owners = object["metadata"]["ownerReferences"].as_array().map_or(&[][..], Vec::as_slice);
             let owned = matches!(owners, [one] if one["kind"] == "Node" && one["name"] == node);
             if !owned {
-                return refuse(format!(
-                    "node \"{node}\" can only create pods with an owner reference set to itself"
-                ));
+                return refuse(format!("node \"{node}\" can only create pods with an owner reference set to itself"));
             }
-            if object["spec"]["serviceAccountName"]
-                .as_str()
-                .is_some_and(|s| !s.is_empty())
-            {
-                return refuse(format!(
-                    "node \"{node}\" can not create pods that reference a service account"
-                ));
+            if object["spec"]["serviceAccountName"].as_str().is_some_and(|s| !s.is_empty()) {
+                return refuse(format!("node \"{node}\" can not create pods that reference a service account"));
             }
             let spec = object["spec"].to_string();
             for (word, thing) in [("\"secret", "secrets"), ("\"configMap", "configmaps")] {
                 if spec.contains(word) {
-                    return refuse(format!(
-                        "node \"{node}\" can not create pods that reference {thing}"
-                    ));
+                    return refuse(format!("node \"{node}\" can not create pods that reference {thing}"));
                 }
             }
             Ok(())
@@ -277,13 +208,7 @@ fn restrict_lease(kind: &Kind, object: &Value, node: &str) -> Result<(), ApiStat
 }
 
 /// Checks a change; `new` is complete, with what the endpoint may not change already put back.
-pub(super) fn update(
-    kind: &Kind,
-    old: &Value,
-    new: &Value,
-    sub: Subresource,
-    actor: &Actor,
-) -> Result<(), ApiStatus> {
+pub(super) fn update(kind: &Kind, old: &Value, new: &Value, sub: Subresource, actor: &Actor) -> Result<(), ApiStatus> {
     let Some(node) = actor.node() else {
         return Ok(());
     };
@@ -291,45 +216,29 @@ pub(super) fn update(
     match (kind.group, kind.kind) {
         ("", "Node") => {
             if meta::name(old) != node {
-                return refuse(format!(
-                    "node \"{node}\" is not allowed to modify node \"{}\"",
-                    meta::name(old)
-                ));
+                return refuse(format!("node \"{node}\" is not allowed to modify node \"{}\"", meta::name(old)));
             }
             if absent_as_null(&old["spec"]["taints"]) != absent_as_null(&new["spec"]["taints"]) {
                 return refuse(format!("node \"{node}\" is not allowed to modify taints"));
             }
             if old["spec"]["configSource"] != new["spec"]["configSource"] {
-                return refuse(format!(
-                    "node \"{node}\" is not allowed to update configSource to a new non-nil configSource"
-                ));
+                return refuse(format!("node \"{node}\" is not allowed to update configSource to a new non-nil configSource"));
             }
             if old["metadata"]["ownerReferences"] != new["metadata"]["ownerReferences"] {
-                return refuse(format!(
-                    "node \"{node}\" is not allowed to modify ownerReferences"
-                ));
+                return refuse(format!("node \"{node}\" is not allowed to modify ownerReferences"));
             }
             let refused = refused_labels(&new["metadata"]["labels"], &old["metadata"]["labels"]);
             if !refused.is_empty() {
-                return refuse(format!(
-                    "node \"{node}\" is not allowed to modify labels: {}",
-                    refused.join(", ")
-                ));
+                return refuse(format!("node \"{node}\" is not allowed to modify labels: {}", refused.join(", ")));
             }
             Ok(())
         }
         ("", "Pod") if sub == Subresource::Status => {
             if old["spec"]["nodeName"] != node {
-                return refuse(format!(
-                    "node \"{node}\" can only update pod status for pods with spec.nodeName set to itself"
-                ));
+                return refuse(format!("node \"{node}\" can only update pod status for pods with spec.nodeName set to itself"));
             }
-            if absent_as_null(&old["metadata"]["labels"])
-                != absent_as_null(&new["metadata"]["labels"])
-            {
-                return refuse(format!(
-                    "node \"{node}\" cannot update labels through pod status"
-                ));
+            if absent_as_null(&old["metadata"]["labels"]) != absent_as_null(&new["metadata"]["labels"]) {
+                return refuse(format!("node \"{node}\" cannot update labels through pod status"));
             }
             Ok(())
         }
@@ -340,9 +249,7 @@ pub(super) fn update(
 
 /// Checks a deletion.
 pub(super) fn delete(kind: &Kind, object: &Value, actor: &Actor) -> Result<(), ApiStatus> {
-    if kind.kind == "Namespace"
-        && ["default", "kube-system", "kube-public"].contains(&meta::name(object))
-    {
+    if kind.kind == "Namespace" && ["default", "kube-system", "kube-public"].contains(&meta::name(object)) {
         return Err(forbidden(kind, object, "this namespace may not be deleted"));
     }
     let Some(node) = actor.node() else {
@@ -356,23 +263,15 @@ pub(super) fn delete(kind: &Kind, object: &Value, actor: &Actor) -> Result<(), A
 }
 
 fn absent_as_null(value: &Value) -> &Value {
-    let empty = value.as_object().is_some_and(serde_json::Map::is_empty)
-        || value.as_array().is_some_and(Vec::is_empty);
+    let empty = value.as_object().is_some_and(serde_json::Map::is_empty) || value.as_array().is_some_and(Vec::is_empty);
     if empty { &Value::Null } else { value }
 }
 
 /// Labels a node changes and may not.
 fn refused_labels(new: &Value, old: &Value) -> Vec<String> {
-    let keys = |v: &Value| {
-        v.as_object()
-            .into_iter()
-            .flat_map(|m| m.keys().cloned())
-            .collect::<BTreeSet<_>>()
-    };
+    let keys = |v: &Value| v.as_object().into_iter().flat_map(|m| m.keys().cloned()).collect::<BTreeSet<_>>();
     let all: BTreeSet<String> = keys(new).union(&keys(old)).cloned().collect();
-    all.into_iter()
-        .filter(|key| new.get(key) != old.get(key) && !node_may_set(key))
-        .collect()
+    all.into_iter().filter(|key| new.get(key) != old.get(key) && !node_may_set(key)).collect()
 }
 
 fn node_may_set(label: &str) -> bool {
@@ -429,17 +328,8 @@ mod tests {
         let account = json!({"metadata": {"name": "default"}});
         create(&kind::POD, &mut pod, &Identity::system("x"), Some(&account)).unwrap();
         let spec = &pod["spec"];
-        assert_eq!(
-            spec["containers"][0]["volumeMounts"][0]["mountPath"],
-            TOKEN_PATH
-        );
-        assert_eq!(
-            spec["volumes"][0]["projected"]["sources"]
-                .as_array()
-                .unwrap()
-                .len(),
-            3
-        );
+        assert_eq!(spec["containers"][0]["volumeMounts"][0]["mountPath"], TOKEN_PATH);
+        assert_eq!(spec["volumes"][0]["projected"]["sources"].as_array().unwrap().len(), 3);
         assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
         assert_eq!(spec["priority"], 0);
         let refused = create(&kind::POD, &mut pod, &Identity::system("x"), None).unwrap_err();
@@ -454,11 +344,6 @@ mod tests {
         new["spec"]["unschedulable"] = json!(true);
         assert!(update(&kind::NODE, &old, &new, Subresource::Main, &node).is_ok());
         new["spec"]["taints"] = json!([]);
-        assert_eq!(
-            update(&kind::NODE, &old, &new, Subresource::Main, &node)
-                .unwrap_err()
-                .code,
-            403
-        );
+        assert_eq!(update(&kind::NODE, &old, &new, Subresource::Main, &node).unwrap_err().code, 403);
     }
 }

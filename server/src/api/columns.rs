@@ -38,12 +38,7 @@ pub(super) fn columns(kind: &Kind) -> &'static [Column] {
         ],
         ("", "Namespace") => &[NAME, ("Status", "string", "", 0), AGE],
         ("", "ConfigMap") => &[NAME, ("Data", "string", "", 0), AGE],
-        ("", "Secret") => &[
-            NAME,
-            ("Type", "string", "", 0),
-            ("Data", "string", "", 0),
-            AGE,
-        ],
+        ("", "Secret") => &[NAME, ("Type", "string", "", 0), ("Data", "string", "", 0), AGE],
         ("", "ServiceAccount") => &[NAME, ("Secrets", "string", "", 0), AGE],
         ("", "Service") => &[
             NAME,
@@ -87,13 +82,9 @@ pub(super) fn columns(kind: &Kind) -> &'static [Column] {
             ("Images", "string", "", 1),
             ("Selector", "string", "", 1),
         ],
-        ("discovery.k8s.io", "EndpointSlice") => &[
-            NAME,
-            ("AddressType", "string", "", 0),
-            ("Ports", "string", "", 0),
-            ("Endpoints", "string", "", 0),
-            AGE,
-        ],
+        ("discovery.k8s.io", "EndpointSlice") => {
+            &[NAME, ("AddressType", "string", "", 0), ("Ports", "string", "", 0), ("Endpoints", "string", "", 0), AGE]
+        }
         ("coordination.k8s.io", "Lease") => &[NAME, ("Holder", "string", "", 0), AGE],
         ("node.k8s.io", "RuntimeClass") => &[NAME, ("Handler", "string", "", 0), AGE],
         ("storage.k8s.io", "CSINode") => &[NAME, ("Drivers", "integer", "", 0), AGE],

@@ -52,11 +52,7 @@ fn set(object: &mut Value, field: &str, value: Value) {
 }
 
 fn items<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
-    object
-        .get_mut(field)
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
+    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 fn template(spec: &mut Value) {
@@ -76,16 +72,8 @@ fn deployment(object: &mut Value) {
     set(&mut spec["strategy"], "type", json!("RollingUpdate"));
     if spec["strategy"]["type"] == "RollingUpdate" {
         set(&mut spec["strategy"], "rollingUpdate", json!({}));
-        set(
-            &mut spec["strategy"]["rollingUpdate"],
-            "maxUnavailable",
-            json!("25%"),
-        );
-        set(
-            &mut spec["strategy"]["rollingUpdate"],
-            "maxSurge",
-            json!("25%"),
-        );
+        set(&mut spec["strategy"]["rollingUpdate"], "maxUnavailable", json!("25%"));
+        set(&mut spec["strategy"]["rollingUpdate"], "maxSurge", json!("25%"));
     }
     set(spec, "revisionHistoryLimit", json!(10));
     set(spec, "progressDeadlineSeconds", json!(600));
@@ -99,11 +87,7 @@ fn service(object: &mut Value) {
     let external_name = spec["type"] == "ExternalName";
     let balanced = spec["type"] == "NodePort" || spec["type"] == "LoadBalancer";
     if spec["sessionAffinity"] == "ClientIP" {
-        set(
-            spec,
-            "sessionAffinityConfig",
-            json!({"clientIP": {"timeoutSeconds": 10800}}),
-        );
+        set(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}}));
     }
     for port in items(spec, "ports") {
         set(port, "protocol", json!("TCP"));
@@ -194,17 +178,9 @@ fn pod_spec(spec: &mut Value) {
     set(spec, "securityContext", json!({}));
     set(spec, "schedulerName", json!("default-scheduler"));
     // The old and the new name of one field.
-    if let Some(name) = spec
-        .get("serviceAccountName")
-        .filter(|n| n.as_str().is_some_and(|s| !s.is_empty()))
-        .cloned()
-    {
+    if let Some(name) = spec.get("serviceAccountName").filter(|n| n.as_str().is_some_and(|s| !s.is_empty())).cloned() {
         spec["serviceAccount"] = name;
-    } else if let Some(name) = spec
-        .get("serviceAccount")
-        .filter(|n| n.as_str().is_some_and(|s| !s.is_empty()))
-        .cloned()
-    {
+    } else if let Some(name) = spec.get("serviceAccount").filter(|n| n.as_str().is_some_and(|s| !s.is_empty())).cloned() {
         spec["serviceAccountName"] = name;
     }
     for list in ["containers", "initContainers", "ephemeralContainers"] {
@@ -222,11 +198,7 @@ fn pod_spec(spec: &mut Value) {
 }
 
 fn container(container: &mut Value) {
-    set(
-        container,
-        "terminationMessagePath",
-        json!("/dev/termination-log"),
-    );
+    set(container, "terminationMessagePath", json!("/dev/termination-log"));
     set(container, "terminationMessagePolicy", json!("File"));
     set(container, "resources", json!({}));
     let policy = pull_policy(container["image"].as_str().unwrap_or_default());
@@ -236,18 +208,10 @@ fn container(container: &mut Value) {
     }
     for variable in items(container, "env") {
         if variable["valueFrom"]["fieldRef"].is_object() {
-            set(
-                &mut variable["valueFrom"]["fieldRef"],
-                "apiVersion",
-                json!("v1"),
-            );
+            set(&mut variable["valueFrom"]["fieldRef"], "apiVersion", json!("v1"));
         }
         if variable["valueFrom"]["resourceFieldRef"].is_object() {
-            set(
-                &mut variable["valueFrom"]["resourceFieldRef"],
-                "divisor",
-                json!("0"),
-            );
+            set(&mut variable["valueFrom"]["resourceFieldRef"], "divisor", json!("0"));
         }
     }
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
@@ -264,14 +228,8 @@ fn container(container: &mut Value) {
 
 /// `Always` for the tag `latest` or none, else `IfNotPresent`.
 fn pull_policy(image: &str) -> &'static str {
-    let (name, digest) = image
-        .split_once('@')
-        .map_or((image, false), |(name, _)| (name, true));
-    let tag = name
-        .rsplit('/')
-        .next()
-        .and_then(|last| last.split_once(':'))
-        .map(|(_, tag)| tag);
+    let (name, digest) = image.split_once('@').map_or((image, false), |(name, _)| (name, true));
+    let tag = name.rsplit('/').next().and_then(|last| last.split_once(':')).map(|(_, tag)| tag);
     match tag {
         Some("latest") => "Always",
         None if !digest => "Always",
@@ -317,11 +275,7 @@ fn volume(volume: &mut Value) {
     }
     for source in items(&mut volume["projected"], "sources") {
         if source["serviceAccountToken"].is_object() {
-            set(
-                &mut source["serviceAccountToken"],
-                "expirationSeconds",
-                json!(3600),
-            );
+            set(&mut source["serviceAccountToken"], "expirationSeconds", json!(3600));
         }
         for item in items(&mut source["downwardAPI"], "items") {
             if item["fieldRef"].is_object() {
@@ -365,14 +319,8 @@ mod tests {
         assert_eq!(spec["restartPolicy"], "Always");
         assert_eq!(spec["terminationGracePeriodSeconds"], 30);
         assert_eq!(spec["containers"][0]["ports"][0]["protocol"], "TCP");
-        assert_eq!(
-            spec["containers"][0]["readinessProbe"]["httpGet"]["path"],
-            "/"
-        );
-        assert_eq!(
-            spec["containers"][0]["resources"]["requests"]["memory"],
-            "1Gi"
-        );
+        assert_eq!(spec["containers"][0]["readinessProbe"]["httpGet"]["path"], "/");
+        assert_eq!(spec["containers"][0]["resources"]["requests"]["memory"], "1Gi");
         assert_eq!(spec["volumes"][0]["emptyDir"], json!({}));
         assert_eq!(pod["status"]["qosClass"], "Guaranteed");
         assert_eq!(pod["status"]["phase"], "Pending");

@@ -20,14 +20,9 @@ pub(super) fn is_finished(kind: &Kind, object: &Value) -> bool {
         return false;
     }
     if kind == &kind::NAMESPACE {
-        return object["spec"]["finalizers"]
-            .as_array()
-            .is_none_or(Vec::is_empty);
+        return object["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
     }
-    object["metadata"]["deletionGracePeriodSeconds"]
-        .as_i64()
-        .unwrap_or(0)
-        == 0
+    object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }
 
 /// What a deletion does now.
@@ -62,18 +57,13 @@ pub(super) fn decide(
         next["metadata"]["finalizers"] = json!(finalizers);
     }
     let grace = grace_period(kind, current, options);
-    let held = !finalizers.is_empty()
-        || (kind == &kind::NAMESPACE
-            && current["spec"]["finalizers"]
-                .as_array()
-                .is_some_and(|f| !f.is_empty()));
+    let held =
+        !finalizers.is_empty() || (kind == &kind::NAMESPACE && current["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty()));
     if grace == 0 && !held {
         return Ok(Deletion::Remove);
     }
     if meta::is_deleting(current) {
-        let before = current["metadata"]["deletionGracePeriodSeconds"]
-            .as_i64()
-            .unwrap_or(0);
+        let before = current["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
         if grace >= before && next == *current {
             return Ok(Deletion::AlreadyMarked);
         }
@@ -103,43 +93,26 @@ fn grace_period(kind: &Kind, current: &Value, options: &DeleteOptions) -> i64 {
     if kind != &kind::POD {
         return 0;
     }
-    let unassigned = current["spec"]["nodeName"]
-        .as_str()
-        .is_none_or(str::is_empty);
-    let ended = matches!(
-        current["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed")
-    );
+    let unassigned = current["spec"]["nodeName"].as_str().is_none_or(str::is_empty);
+    let ended = matches!(current["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
     if unassigned || ended {
         return 0;
     }
-    let own = current["spec"]["terminationGracePeriodSeconds"]
-        .as_i64()
-        .unwrap_or(30);
+    let own = current["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     options.grace_period.unwrap_or(own).max(0)
 }
 
-fn check_preconditions(
-    kind: &Kind,
-    name: &str,
-    current: &Value,
-    options: &DeleteOptions,
-) -> Result<(), ApiStatus> {
+fn check_preconditions(kind: &Kind, name: &str, current: &Value, options: &DeleteOptions) -> Result<(), ApiStatus> {
     if let Some(uid) = &options.uid {
         if uid != meta::uid(current) {
-            let why = format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                meta::uid(current)
-            );
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(current));
             return Err(ApiStatus::conflict_because(kind, name, &why));
         }
     }
     if let Some(version) = &options.resource_version {
         let has = meta::get(current, "resourceVersion");
         if version != has {
-            let why = format!(
-                "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {has}"
-            );
+            let why = format!("Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {has}");
             return Err(ApiStatus::conflict_because(kind, name, &why));
         }
     }

@@ -37,11 +37,7 @@ struct Virtual {
 }
 
 /// Answers a non-resource path.
-pub(super) fn handle(
-    path: &str,
-    headers: &HeaderMap,
-    query: &Query,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) fn handle(path: &str, headers: &HeaderMap, query: &Query) -> Result<Response<Body>, ApiStatus> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let body = match parts.as_slice() {
         ["version"] => version(),
@@ -105,10 +101,7 @@ fn health(parts: &[&str], query: &Query) -> Result<Response<Body>, ApiStatus> {
     let mut response = Response::new(full(text));
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
-    response.headers_mut().insert(
-        "x-content-type-options",
-        HeaderValue::from_static("nosniff"),
-    );
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     Ok(response)
 }
 
@@ -119,139 +112,39 @@ fn group(name: &str) -> Value {
 
 fn verbs(kind: &Kind) -> Vec<&'static str> {
     let _ = kind;
-    vec![
-        "create",
-        "delete",
-        "deletecollection",
-        "get",
-        "list",
-        "patch",
-        "update",
-        "watch",
-    ]
+    vec!["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 }
 
 fn virtuals(group: &str) -> Vec<Virtual> {
     const CONNECT: &[&str] = &["create", "get"];
     const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
     const CREATE: &[&str] = &["create"];
-    let make = |name: &str, group, kind, of, namespaced, verbs| Virtual {
-        name: name.to_owned(),
-        group,
-        kind,
-        of,
-        namespaced,
-        verbs,
-    };
+    let make = |name: &str, group, kind, of, namespaced, verbs| Virtual { name: name.to_owned(), group, kind, of, namespaced, verbs };
     let all = [
-        make(
-            "namespaces/finalize",
-            "",
-            "Namespace",
-            None,
-            false,
-            &["update"][..],
-        ),
+        make("namespaces/finalize", "", "Namespace", None, false, &["update"][..]),
         make("nodes/proxy", "", "NodeProxyOptions", None, false, PROXY),
         make("pods/attach", "", "PodAttachOptions", None, true, CONNECT),
         make("pods/binding", "", "Binding", None, true, CREATE),
-        make(
-            "pods/eviction",
-            "",
-            "Eviction",
-            Some(("policy", "v1")),
-            true,
-            CREATE,
-        ),
+        make("pods/eviction", "", "Eviction", Some(("policy", "v1")), true, CREATE),
         make("pods/exec", "", "PodExecOptions", None, true, CONNECT),
         make("pods/log", "", "Pod", None, true, &["get"]),
-        make(
-            "pods/portforward",
-            "",
-            "PodPortForwardOptions",
-            None,
-            true,
-            CONNECT,
-        ),
-        make(
-            "serviceaccounts/token",
-            "",
-            "TokenRequest",
-            Some(("authentication.k8s.io", "v1")),
-            true,
-            CREATE,
-        ),
-        make(
-            "selfsubjectreviews",
-            "authentication.k8s.io",
-            "SelfSubjectReview",
-            None,
-            false,
-            CREATE,
-        ),
-        make(
-            "tokenreviews",
-            "authentication.k8s.io",
-            "TokenReview",
-            None,
-            false,
-            CREATE,
-        ),
-        make(
-            "localsubjectaccessreviews",
-            "authorization.k8s.io",
-            "LocalSubjectAccessReview",
-            None,
-            true,
-            CREATE,
-        ),
-        make(
-            "selfsubjectaccessreviews",
-            "authorization.k8s.io",
-            "SelfSubjectAccessReview",
-            None,
-            false,
-            CREATE,
-        ),
-        make(
-            "selfsubjectrulesreviews",
-            "authorization.k8s.io",
-            "SelfSubjectRulesReview",
-            None,
-            false,
-            CREATE,
-        ),
-        make(
-            "subjectaccessreviews",
-            "authorization.k8s.io",
-            "SubjectAccessReview",
-            None,
-            false,
-            CREATE,
-        ),
+        make("pods/portforward", "", "PodPortForwardOptions", None, true, CONNECT),
+        make("serviceaccounts/token", "", "TokenRequest", Some(("authentication.k8s.io", "v1")), true, CREATE),
+        make("selfsubjectreviews", "authentication.k8s.io", "SelfSubjectReview", None, false, CREATE),
+        make("tokenreviews", "authentication.k8s.io", "TokenReview", None, false, CREATE),
+        make("localsubjectaccessreviews", "authorization.k8s.io", "LocalSubjectAccessReview", None, true, CREATE),
+        make("selfsubjectaccessreviews", "authorization.k8s.io", "SelfSubjectAccessReview", None, false, CREATE),
+        make("selfsubjectrulesreviews", "authorization.k8s.io", "SelfSubjectRulesReview", None, false, CREATE),
+        make("subjectaccessreviews", "authorization.k8s.io", "SubjectAccessReview", None, false, CREATE),
     ];
     let mut found: Vec<Virtual> = all.into_iter().filter(|v| v.group == group).collect();
     for kind in KINDS.iter().filter(|k| k.group == group) {
         if kind.status {
-            found.push(make(
-                &format!("{}/status", kind.plural),
-                kind.group,
-                kind.kind,
-                None,
-                kind.namespaced,
-                &["get", "patch", "update"],
-            ));
+            found.push(make(&format!("{}/status", kind.plural), kind.group, kind.kind, None, kind.namespaced, &["get", "patch", "update"]));
         }
         if kind.scale {
             let of = Some(("autoscaling", "v1"));
-            found.push(make(
-                &format!("{}/scale", kind.plural),
-                kind.group,
-                "Scale",
-                of,
-                true,
-                &["get", "patch", "update"],
-            ));
+            found.push(make(&format!("{}/scale", kind.plural), kind.group, "Scale", of, true, &["get", "patch", "update"]));
         }
     }
     found
@@ -284,11 +177,7 @@ fn resources(group: &str) -> Value {
         list.push(resource);
     }
     list.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-    let version = if group.is_empty() {
-        "v1".to_owned()
-    } else {
-        format!("{group}/v1")
-    };
+    let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": list})
 }
 
@@ -298,8 +187,7 @@ fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
         if range.media != "application/json" {
             continue;
         }
-        if range.param("as") == "APIGroupDiscoveryList" && range.param("g") == "apidiscovery.k8s.io"
-        {
+        if range.param("as") == "APIGroupDiscoveryList" && range.param("g") == "apidiscovery.k8s.io" {
             match range.param("v") {
                 "v2" => return Some("v2"),
                 "v2beta1" => return Some("v2beta1"),
@@ -319,8 +207,7 @@ fn aggregated(version: &'static str, groups: &[&str]) -> Response<Body> {
         "items": items,
     });
     let mut response = json_response(200, line(&list));
-    let media =
-        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
     if let Ok(media) = HeaderValue::from_str(&media) {
         response.headers_mut().insert(CONTENT_TYPE, media);
     }
@@ -379,35 +266,14 @@ mod tests {
     fn every_kind_is_discoverable_both_ways() {
         for kind in KINDS {
             let plain = resources(kind.group);
-            assert!(
-                plain["resources"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .any(|r| r["name"] == kind.plural),
-                "{kind:?}"
-            );
+            assert!(plain["resources"].as_array().unwrap().iter().any(|r| r["name"] == kind.plural), "{kind:?}");
             let aggregated = aggregated_group(kind.group);
             let list = aggregated["versions"][0]["resources"].as_array().unwrap();
-            assert!(
-                list.iter().any(|r| r["resource"] == kind.plural),
-                "{kind:?}"
-            );
+            assert!(list.iter().any(|r| r["resource"] == kind.plural), "{kind:?}");
             assert!(kind.group.is_empty() || GROUPS.contains(&kind.group));
         }
         let pods = aggregated_group("");
-        let pods = pods["versions"][0]["resources"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|r| r["resource"] == "pods")
-            .unwrap();
-        assert!(
-            pods["subresources"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|s| s["subresource"] == "exec")
-        );
+        let pods = pods["versions"][0]["resources"].as_array().unwrap().iter().find(|r| r["resource"] == "pods").unwrap();
+        assert!(pods["subresources"].as_array().unwrap().iter().any(|s| s["subresource"] == "exec"));
     }
 }

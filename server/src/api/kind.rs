@@ -45,20 +45,12 @@ impl Eq for Kind {}
 impl Kind {
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
     /// `pods` or `deployments.apps`, as error messages name it.
     pub fn qualified(&self) -> String {
-        if self.group.is_empty() {
-            self.plural.to_owned()
-        } else {
-            format!("{}.{}", self.plural, self.group)
-        }
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
     /// `PodList`.
@@ -68,11 +60,7 @@ impl Kind {
 
     /// Path of the collection, for example `/apis/apps/v1/namespaces/NS/deployments`.
     pub fn path(&self, namespace: Option<&str>) -> String {
-        let root = if self.group.is_empty() {
-            format!("/api/{}", self.version)
-        } else {
-            format!("/apis/{}/{}", self.group, self.version)
-        };
+        let root = if self.group.is_empty() { format!("/api/{}", self.version) } else { format!("/apis/{}/{}", self.group, self.version) };
         match namespace {
             Some(namespace) if self.namespaced => {
                 format!("{root}/namespaces/{namespace}/{}", self.plural)
@@ -107,16 +95,8 @@ pub static NAMESPACE: Kind = Kind {
     storage: "namespaces",
     ..BASE
 };
-pub static NODE: Kind = Kind {
-    kind: "Node",
-    plural: "nodes",
-    singular: "node",
-    short: &["no"],
-    namespaced: false,
-    status: true,
-    storage: "nodes",
-    ..BASE
-};
+pub static NODE: Kind =
+    Kind { kind: "Node", plural: "nodes", singular: "node", short: &["no"], namespaced: false, status: true, storage: "nodes", ..BASE };
 pub static POD: Kind = Kind {
     kind: "Pod",
     plural: "pods",
@@ -128,21 +108,9 @@ pub static POD: Kind = Kind {
     storage: "pods",
     ..BASE
 };
-pub static CONFIG_MAP: Kind = Kind {
-    kind: "ConfigMap",
-    plural: "configmaps",
-    singular: "configmap",
-    short: &["cm"],
-    storage: "configmaps",
-    ..BASE
-};
-pub static SECRET: Kind = Kind {
-    kind: "Secret",
-    plural: "secrets",
-    singular: "secret",
-    storage: "secrets",
-    ..BASE
-};
+pub static CONFIG_MAP: Kind =
+    Kind { kind: "ConfigMap", plural: "configmaps", singular: "configmap", short: &["cm"], storage: "configmaps", ..BASE };
+pub static SECRET: Kind = Kind { kind: "Secret", plural: "secrets", singular: "secret", storage: "secrets", ..BASE };
 pub static SERVICE: Kind = Kind {
     kind: "Service",
     plural: "services",
@@ -153,14 +121,8 @@ pub static SERVICE: Kind = Kind {
     storage: "services",
     ..BASE
 };
-pub static ENDPOINTS: Kind = Kind {
-    kind: "Endpoints",
-    plural: "endpoints",
-    singular: "endpoints",
-    short: &["ep"],
-    storage: "endpoints",
-    ..BASE
-};
+pub static ENDPOINTS: Kind =
+    Kind { kind: "Endpoints", plural: "endpoints", singular: "endpoints", short: &["ep"], storage: "endpoints", ..BASE };
 pub static SERVICE_ACCOUNT: Kind = Kind {
     kind: "ServiceAccount",
     plural: "serviceaccounts",
@@ -169,24 +131,10 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     storage: "serviceaccounts",
     ..BASE
 };
-pub static EVENT: Kind = Kind {
-    kind: "Event",
-    plural: "events",
-    singular: "event",
-    short: &["ev"],
-    storage: "events",
-    ..BASE
-};
+pub static EVENT: Kind = Kind { kind: "Event", plural: "events", singular: "event", short: &["ev"], storage: "events", ..BASE };
 /// The `events.k8s.io` view of the same events.
-pub static EVENT_V1: Kind = Kind {
-    group: "events.k8s.io",
-    kind: "Event",
-    plural: "events",
-    singular: "event",
-    short: &["ev"],
-    storage: "events",
-    ..BASE
-};
+pub static EVENT_V1: Kind =
+    Kind { group: "events.k8s.io", kind: "Event", plural: "events", singular: "event", short: &["ev"], storage: "events", ..BASE };
 pub static DEPLOYMENT: Kind = Kind {
     group: "apps",
     kind: "Deployment",
@@ -271,16 +219,10 @@ pub static KINDS: &[&Kind] = &[
 
 /// The kind behind a path's group, version and resource.
 pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
-    KINDS
-        .iter()
-        .copied()
-        .find(|k| k.group == group && k.version == version && k.plural == plural)
+    KINDS.iter().copied().find(|k| k.group == group && k.version == version && k.plural == plural)
 }
 
 /// The kind an object or an owner reference names by `apiVersion` and `kind`.
 pub fn by_object(api_version: &str, kind: &str) -> Option<&'static Kind> {
-    KINDS
-        .iter()
-        .copied()
-        .find(|k| k.kind == kind && k.api_version() == api_version)
+    KINDS.iter().copied().find(|k| k.kind == kind && k.api_version() == api_version)
 }

@@ -28,17 +28,11 @@ pub fn version(object: &Value) -> u64 {
 }
 
 pub fn is_deleting(object: &Value) -> bool {
-    object["metadata"]
-        .get("deletionTimestamp")
-        .is_some_and(|t| !t.is_null())
+    object["metadata"].get("deletionTimestamp").is_some_and(|t| !t.is_null())
 }
 
 pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
-    object["metadata"]["finalizers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
+    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// The metadata map, made if missing. The object must be a JSON object.
@@ -65,10 +59,7 @@ pub fn now() -> String {
 
 /// A time with second precision, `2026-11-23T04:05:06Z`.
 pub fn time_text(time: OffsetDateTime) -> String {
-    time.format(format_description!(
-        "[year]-[month]-[day]T[hour]:[minute]:[second]Z"
-    ))
-    .unwrap_or_default()
+    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z")).unwrap_or_default()
 }
 
 /// Reads `metav1.Time` and `MicroTime`.
@@ -83,14 +74,7 @@ pub fn new_uid() -> String {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 /// `length` characters of the alphabet Kubernetes makes names from (no vowels, no look-alikes).
@@ -98,17 +82,12 @@ pub fn random_suffix(length: usize) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut bytes = vec![0_u8; length];
     fill(&mut bytes);
-    bytes
-        .iter()
-        .map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()]))
-        .collect()
+    bytes.iter().map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()])).collect()
 }
 
 /// Random bytes.
 pub fn fill(bytes: &mut [u8]) {
-    SystemRandom::new()
-        .fill(bytes)
-        .expect("the kernel's random source works");
+    SystemRandom::new().fill(bytes).expect("the kernel's random source works");
 }
 
 /// Removes members that are null, as decoding into typed objects does. Arrays keep theirs.

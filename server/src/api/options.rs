@@ -31,9 +31,6 @@ pub struct DeleteOptions {
 impl DeleteOptions {
     /// At once, whatever the pod's grace period.
     pub fn now() -> Self {
-        Self {
-            grace_period: Some(0),
-            ..Self::default()
-        }
+        Self { grace_period: Some(0), ..Self::default() }
     }
 }

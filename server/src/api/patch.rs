@@ -41,40 +41,25 @@ impl PatchType {
 ///
 /// # Errors
 /// 400 for a malformed patch, 422 for a JSON patch whose operations do not fit.
-pub(super) fn apply_to(
-    kind: &Kind,
-    name: &str,
-    object: &mut Value,
-    patch_type: PatchType,
-    patch: &Value,
-) -> Result<(), ApiStatus> {
+pub(super) fn apply_to(kind: &Kind, name: &str, object: &mut Value, patch_type: PatchType, patch: &Value) -> Result<(), ApiStatus> {
     match patch_type {
         PatchType::Json => {
             let operations: json_patch::Patch =
-                serde_json::from_value(patch.clone()).map_err(|error| {
-                    ApiStatus::bad_request(format!("error decoding patch: {error}"))
-                })?;
+                serde_json::from_value(patch.clone()).map_err(|error| ApiStatus::bad_request(format!("error decoding patch: {error}")))?;
             json_patch::patch(object, &operations).map_err(|error| {
-                let cause = Cause {
-                    reason: "FieldValueInvalid".to_owned(),
-                    message: error.to_string(),
-                    field: "patch".to_owned(),
-                };
+                let cause = Cause { reason: "FieldValueInvalid".to_owned(), message: error.to_string(), field: "patch".to_owned() };
                 ApiStatus::invalid(kind, name, vec![cause])
             })
         }
         PatchType::Merge => {
             if !patch.is_object() {
-                return Err(ApiStatus::bad_request(
-                    "a merge patch must be a JSON object",
-                ));
+                return Err(ApiStatus::bad_request("a merge patch must be a JSON object"));
             }
             json_patch::merge(object, patch);
             Ok(())
         }
         PatchType::Strategic | PatchType::Apply => {
-            strategic::merge(object, patch.clone(), schema().of(kind.group, kind.kind))
-                .map_err(ApiStatus::bad_request)
+            strategic::merge(object, patch.clone(), schema().of(kind.group, kind.kind)).map_err(ApiStatus::bad_request)
         }
     }
 }

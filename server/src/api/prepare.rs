@@ -10,13 +10,7 @@ use super::{admission, defaults, meta, validate};
 use crate::auth::Actor;
 
 /// What the server alone sets.
-const OWNED_METADATA: &[&str] = &[
-    "uid",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "generation",
-];
+const OWNED_METADATA: &[&str] = &["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"];
 
 /// The object as it will be created.
 pub(super) fn create(
@@ -30,36 +24,19 @@ pub(super) fn create(
         return Err(ApiStatus::bad_request("the body is not an object"));
     }
     if !meta::get(&object, "resourceVersion").is_empty() {
-        return Err(ApiStatus::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
+        return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
     }
     meta::drop_nulls(&mut object);
     set_type(kind, &mut object);
     set_namespace(kind, namespace, &mut object)?;
     let metadata = meta::metadata_mut(&mut object);
-    for field in OWNED_METADATA
-        .iter()
-        .chain(&["managedFields", "selfLink", "resourceVersion"])
-    {
+    for field in OWNED_METADATA.iter().chain(&["managedFields", "selfLink", "resourceVersion"]) {
         metadata.remove(*field);
     }
-    let prefix = metadata
-        .get("generateName")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
-    if metadata
-        .get("name")
-        .and_then(Value::as_str)
-        .is_none_or(str::is_empty)
-        && !prefix.is_empty()
-    {
+    let prefix = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if metadata.get("name").and_then(Value::as_str).is_none_or(str::is_empty) && !prefix.is_empty() {
         let prefix: String = prefix.chars().take(58).collect();
-        metadata.insert(
-            "name".to_owned(),
-            json!(format!("{prefix}{}", meta::random_suffix(5))),
-        );
+        metadata.insert("name".to_owned(), json!(format!("{prefix}{}", meta::random_suffix(5))));
     }
     metadata.insert("uid".to_owned(), json!(meta::new_uid()));
     metadata.insert("creationTimestamp".to_owned(), json!(meta::now()));
@@ -90,9 +67,7 @@ pub(super) fn create(
     }
     let account = (kind == &kind::POD)
         .then(|| {
-            let name = object["spec"]["serviceAccountName"]
-                .as_str()
-                .unwrap_or("default");
+            let name = object["spec"]["serviceAccountName"].as_str().unwrap_or("default");
             registry.get(&kind::SERVICE_ACCOUNT, namespace, name).ok()
         })
         .flatten();
@@ -108,11 +83,7 @@ fn set_type(kind: &Kind, object: &mut Value) {
     object["kind"] = json!(kind.kind);
 }
 
-fn set_namespace(
-    kind: &Kind,
-    namespace: Option<&str>,
-    object: &mut Value,
-) -> Result<(), ApiStatus> {
+fn set_namespace(kind: &Kind, namespace: Option<&str>, object: &mut Value) -> Result<(), ApiStatus> {
     let given = meta::namespace(object).to_owned();
     match namespace {
         Some(namespace) if kind.namespaced => {
@@ -130,17 +101,10 @@ fn set_namespace(
     Ok(())
 }
 
-fn check_namespace(
-    registry: &Registry,
-    kind: &Kind,
-    namespace: &str,
-    object: &Value,
-) -> Result<(), ApiStatus> {
+fn check_namespace(registry: &Registry, kind: &Kind, namespace: &str, object: &Value) -> Result<(), ApiStatus> {
     let found = registry.get(&kind::NAMESPACE, None, namespace)?;
     if meta::is_deleting(&found) && kind != &kind::EVENT {
-        let why = format!(
-            "unable to create new content in namespace {namespace} because it is being terminated"
-        );
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut status = ApiStatus::forbidden(kind.group, kind.plural, meta::name(object), &why);
         if let Some(details) = &mut status.details {
             details.causes.push(Cause {
@@ -172,16 +136,11 @@ pub(super) fn update(
     set_namespace(kind, namespace, &mut next)?;
     let given = meta::name(&next);
     if given != name {
-        return Err(ApiStatus::bad_request(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
+        return Err(ApiStatus::bad_request(format!("the name of the object ({given}) does not match the name on the URL ({name})")));
     }
     let uid = meta::uid(&next);
     if !uid.is_empty() && uid != meta::uid(current) {
-        let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            meta::uid(current)
-        );
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(current));
         return Err(ApiStatus::conflict_because(kind, name, &why));
     }
     keep_metadata(current, &mut next);
@@ -219,10 +178,7 @@ fn keep_metadata(current: &Value, next: &mut Value) {
         };
     }
     for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
-        let empty = |v: &Value| {
-            v.as_object().is_some_and(serde_json::Map::is_empty)
-                || v.as_array().is_some_and(Vec::is_empty)
-        };
+        let empty = |v: &Value| v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty);
         if metadata.get(field).is_some_and(empty) {
             metadata.remove(field);
         }
@@ -246,11 +202,7 @@ fn separate_status(kind: &Kind, current: &Value, next: &mut Value, sub: Subresou
             for field in others {
                 restore(current, next, &field);
             }
-            restore(
-                &current["metadata"],
-                &mut next["metadata"],
-                "ownerReferences",
-            );
+            restore(&current["metadata"], &mut next["metadata"], "ownerReferences");
             if kind.group == "apps" {
                 restore(&current["metadata"], &mut next["metadata"], "labels");
             }
@@ -271,34 +223,18 @@ fn restore(current: &Value, next: &mut Value, field: &str) {
 fn changes_generation(kind: &Kind, current: &Value, next: &Value) -> bool {
     let spec = |v: &Value| {
         let fields = v.as_object().into_iter().flatten();
-        let kept = fields
-            .filter(|(k, _)| !["metadata", "status", "kind", "apiVersion"].contains(&k.as_str()));
-        kept.map(|(k, v)| (k.clone(), v.clone()))
-            .collect::<serde_json::Map<_, _>>()
+        let kept = fields.filter(|(k, _)| !["metadata", "status", "kind", "apiVersion"].contains(&k.as_str()));
+        kept.map(|(k, v)| (k.clone(), v.clone())).collect::<serde_json::Map<_, _>>()
     };
-    spec(current) != spec(next)
-        || (kind == &kind::DEPLOYMENT
-            && current["metadata"]["annotations"] != next["metadata"]["annotations"])
+    spec(current) != spec(next) || (kind == &kind::DEPLOYMENT && current["metadata"]["annotations"] != next["metadata"]["annotations"])
 }
 
 /// The pod on its node, with the condition that says so.
-pub(super) fn bind(
-    kind: &Kind,
-    name: &str,
-    current: &Value,
-    node: &str,
-) -> Result<Value, ApiStatus> {
+pub(super) fn bind(kind: &Kind, name: &str, current: &Value, node: &str) -> Result<Value, ApiStatus> {
     if meta::is_deleting(current) {
-        return Err(ApiStatus::conflict_because(
-            kind,
-            name,
-            &format!("pod {name} is being deleted, cannot be assigned to a host"),
-        ));
+        return Err(ApiStatus::conflict_because(kind, name, &format!("pod {name} is being deleted, cannot be assigned to a host")));
     }
-    if let Some(already) = current["spec"]["nodeName"]
-        .as_str()
-        .filter(|n| !n.is_empty())
-    {
+    if let Some(already) = current["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
         let why = format!("pod {name} is already assigned to node \"{already}\"");
         return Err(ApiStatus::conflict_because(kind, name, &why));
     }

@@ -23,9 +23,7 @@ pub fn parse_milli(text: &str) -> Option<i128> {
         ("P", 1_000_000_000_000_000, 1),
         ("E", 1_000_000_000_000_000_000, 1),
     ];
-    let found = SUFFIXES
-        .iter()
-        .find_map(|(s, up, down)| text.strip_suffix(s).map(|n| (n, *up, *down)));
+    let found = SUFFIXES.iter().find_map(|(s, up, down)| text.strip_suffix(s).map(|n| (n, *up, *down)));
     let (number, up, down) = found.unwrap_or((text, 1, 1));
     let (number, exponent) = match number.split_once(['e', 'E']) {
         Some((number, exponent)) if up == 1 && down == 1 => (number, exponent.parse::<i32>().ok()?),
@@ -38,17 +36,12 @@ pub fn parse_milli(text: &str) -> Option<i128> {
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let numeric = |s: &str| s.chars().all(|c| c.is_ascii_digit());
-    if (whole.is_empty() && fraction.is_empty())
-        || !numeric(whole)
-        || !numeric(fraction)
-        || fraction.len() > 15
-    {
+    if (whole.is_empty() && fraction.is_empty()) || !numeric(whole) || !numeric(fraction) || fraction.len() > 15 {
         return None;
     }
     let all: i128 = format!("{whole}{fraction}").parse().ok()?;
     let mut numerator = all.checked_mul(up)?.checked_mul(1000)?;
-    let mut denominator =
-        down.checked_mul(10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?)?;
+    let mut denominator = down.checked_mul(10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?)?;
     let scale = 10_i128.checked_pow(exponent.unsigned_abs())?;
     if exponent < 0 {
         denominator = denominator.checked_mul(scale)?
@@ -56,11 +49,7 @@ pub fn parse_milli(text: &str) -> Option<i128> {
         numerator = numerator.checked_mul(scale)?
     }
     // Rounded up, as the API does below its precision.
-    let rounded = if numerator % denominator == 0 {
-        numerator / denominator
-    } else {
-        numerator / denominator + 1
-    };
+    let rounded = if numerator % denominator == 0 { numerator / denominator } else { numerator / denominator + 1 };
     Some(sign * rounded)
 }
 
@@ -79,9 +68,7 @@ pub fn qos_class(spec: &Value) -> &'static str {
     let mut limits: BTreeMap<&str, i128> = BTreeMap::new();
     let mut guaranteed = true;
     let lists = ["containers", "initContainers"];
-    let containers = lists
-        .iter()
-        .flat_map(|l| spec[*l].as_array().into_iter().flatten());
+    let containers = lists.iter().flat_map(|l| spec[*l].as_array().into_iter().flatten());
     for container in containers {
         let mut limited = 0;
         for (field, sums) in [("requests", &mut requests), ("limits", &mut limits)] {
@@ -134,14 +121,8 @@ mod tests {
     fn classes() {
         let with = |r: Value| json!({"containers": [{"resources": r}]});
         assert_eq!(qos_class(&with(json!({}))), "BestEffort");
-        assert_eq!(
-            qos_class(&with(json!({"requests": {"cpu": "1"}}))),
-            "Burstable"
-        );
+        assert_eq!(qos_class(&with(json!({"requests": {"cpu": "1"}}))), "Burstable");
         let both = json!({"cpu": "1", "memory": "1Gi"});
-        assert_eq!(
-            qos_class(&with(json!({"requests": both, "limits": both}))),
-            "Guaranteed"
-        );
+        assert_eq!(qos_class(&with(json!({"requests": both, "limits": both}))), "Guaranteed");
     }
 }

@@ -41,15 +41,10 @@ impl Registry {
         storages.sort_unstable();
         storages.dedup();
         let store = Store::open(database, &storages, seeds::seeds()).map_err(|error| {
-            let cause = std::error::Error::source(&error)
-                .map(|s| format!(": {s}"))
-                .unwrap_or_default();
+            let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
             ApiStatus::internal(format!("{error}{cause}"))
         })?;
-        Ok(Arc::new(Self {
-            store,
-            services: tokio::sync::Mutex::new(()),
-        }))
+        Ok(Arc::new(Self { store, services: tokio::sync::Mutex::new(()) }))
     }
 
     /// The version of the last write.
@@ -61,53 +56,25 @@ impl Registry {
     ///
     /// # Errors
     /// 404.
-    pub fn get(
-        &self,
-        kind: &'static Kind,
-        namespace: Option<&str>,
-        name: &str,
-    ) -> Result<Arc<Value>, ApiStatus> {
+    pub fn get(&self, kind: &'static Kind, namespace: Option<&str>, name: &str) -> Result<Arc<Value>, ApiStatus> {
         self.stored(kind, namespace, name).map(|s| s.value)
     }
 
-    fn stored(
-        &self,
-        kind: &'static Kind,
-        namespace: Option<&str>,
-        name: &str,
-    ) -> Result<Stored, ApiStatus> {
-        self.store
-            .get(kind.storage, namespace.unwrap_or_default(), name)
-            .ok_or_else(|| ApiStatus::not_found(kind, name))
+    fn stored(&self, kind: &'static Kind, namespace: Option<&str>, name: &str) -> Result<Stored, ApiStatus> {
+        self.store.get(kind.storage, namespace.unwrap_or_default(), name).ok_or_else(|| ApiStatus::not_found(kind, name))
     }
 
     /// Objects in key order and the resourceVersion to watch from. `namespace` `None` = all.
-    pub fn list(
-        &self,
-        kind: &'static Kind,
-        namespace: Option<&str>,
-        selectors: &Selectors,
-    ) -> (Vec<Arc<Value>>, u64) {
-        let listing = self
-            .store
-            .list(kind.storage, namespace, |object| selectors.matches(object));
-        (
-            listing.objects.into_iter().map(|s| s.value).collect(),
-            listing.version,
-        )
+    pub fn list(&self, kind: &'static Kind, namespace: Option<&str>, selectors: &Selectors) -> (Vec<Arc<Value>>, u64) {
+        let listing = self.store.list(kind.storage, namespace, |object| selectors.matches(object));
+        (listing.objects.into_iter().map(|s| s.value).collect(), listing.version)
     }
 
     /// Changes after `from`, which comes from `list`; 0 begins with the present objects as `Added` and a `Bookmark`.
     ///
     /// # Errors
     /// 410 when `from` is too old.
-    pub fn watch(
-        &self,
-        kind: &'static Kind,
-        namespace: Option<&str>,
-        selectors: Selectors,
-        from: u64,
-    ) -> Result<Watch, ApiStatus> {
+    pub fn watch(&self, kind: &'static Kind, namespace: Option<&str>, selectors: Selectors, from: u64) -> Result<Watch, ApiStatus> {
         Watch::open(&self.store, kind, namespace, selectors, from)
     }
 
@@ -119,8 +86,7 @@ impl Registry {
         object: Value,
         actor: &Actor,
     ) -> Result<Arc<Value>, ApiStatus> {
-        self.create_with(kind, namespace, object, actor, false)
-            .await
+        self.create_with(kind, namespace, object, actor, false).await
     }
 
     /// As `create`; with `dry_run` everything but the storing.
@@ -132,8 +98,7 @@ impl Registry {
         actor: &Actor,
         dry_run: bool,
     ) -> Result<Arc<Value>, ApiStatus> {
-        self.create_managed(kind, namespace, object, actor, dry_run, None)
-            .await
+        self.create_managed(kind, namespace, object, actor, dry_run, None).await
     }
 
     async fn create_managed(
@@ -145,33 +110,20 @@ impl Registry {
         dry_run: bool,
         managed: Option<Value>,
     ) -> Result<Arc<Value>, ApiStatus> {
-        let generated =
-            meta::name(&object).is_empty() && !meta::get(&object, "generateName").is_empty();
-        let _services = if kind == &kind::SERVICE {
-            Some(self.services.lock().await)
-        } else {
-            None
-        };
+        let generated = meta::name(&object).is_empty() && !meta::get(&object, "generateName").is_empty();
+        let _services = if kind == &kind::SERVICE { Some(self.services.lock().await) } else { None };
         for _ in 0..ROUNDS {
             let mut ready = prepare::create(self, kind, namespace, object.clone(), actor)?;
             if let Some(managed) = &managed {
                 meta::metadata_mut(&mut ready).insert("managedFields".to_owned(), managed.clone());
             }
             if kind == &kind::SERVICE {
-                service::allocate(
-                    &self.list(kind, None, &Selectors::default()).0,
-                    &mut ready,
-                    None,
-                )?;
+                service::allocate(&self.list(kind, None, &Selectors::default()).0, &mut ready, None)?;
             }
             let name = meta::name(&ready).to_owned();
             let key = key(kind, namespace, &name);
             if dry_run {
-                if self
-                    .store
-                    .get(kind.storage, &key.namespace, &name)
-                    .is_some()
-                {
+                if self.store.get(kind.storage, &key.namespace, &name).is_some() {
                     return Err(ApiStatus::already_exists(kind, &name));
                 }
                 return Ok(Arc::new(ready));
@@ -188,10 +140,7 @@ impl Registry {
                 Err(other) => return Err(ApiStatus::internal(other)),
             }
         }
-        Err(ApiStatus::already_exists(
-            kind,
-            meta::get(&object, "generateName"),
-        ))
+        Err(ApiStatus::already_exists(kind, meta::get(&object, "generateName")))
     }
 
     /// Each namespace has the service account its pods run with by default.
@@ -214,8 +163,7 @@ impl Registry {
         sub: Subresource,
         actor: &Actor,
     ) -> Result<Arc<Value>, ApiStatus> {
-        self.update_with(kind, namespace, name, object, sub, actor, false)
-            .await
+        self.update_with(kind, namespace, name, object, sub, actor, false).await
     }
 
     /// As `update`; with `dry_run` everything but the storing.
@@ -231,8 +179,7 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Arc<Value>, ApiStatus> {
         let make = |_: &Value| Ok(Some(object.clone()));
-        self.change(kind, namespace, name, sub, actor, dry_run, make)
-            .await
+        self.change(kind, namespace, name, sub, actor, dry_run, make).await
     }
 
     /// Patches; a version in the patch is a condition.
@@ -247,8 +194,7 @@ impl Registry {
         sub: Subresource,
         actor: &Actor,
     ) -> Result<Arc<Value>, ApiStatus> {
-        self.patch_with(kind, namespace, name, patch_type, patch, sub, actor, false)
-            .await
+        self.patch_with(kind, namespace, name, patch_type, patch, sub, actor, false).await
     }
 
     /// As `patch`; with `dry_run` everything but the storing.
@@ -271,8 +217,7 @@ impl Registry {
             patch::apply_to(kind, name, &mut next, patch_type, &patch)?;
             Ok(Some(next))
         };
-        self.change(kind, namespace, name, sub, actor, dry_run, make)
-            .await
+        self.change(kind, namespace, name, sub, actor, dry_run, make).await
     }
 
     /// Read, change, write, again on conflict. `change` returns false to leave the object as it is. For controllers.
@@ -293,8 +238,7 @@ impl Registry {
             meta::metadata_mut(&mut next).remove("resourceVersion");
             Ok(Some(next))
         };
-        self.change(kind, namespace, name, sub, actor, false, make)
-            .await
+        self.change(kind, namespace, name, sub, actor, false, make).await
     }
 
     /// The one way of changing an object that exists. `make` gives the wanted state, or `None` for "as it is".
@@ -309,8 +253,7 @@ impl Registry {
         dry_run: bool,
         make: impl FnMut(&Value) -> Result<Option<Value>, ApiStatus> + Send,
     ) -> Result<Arc<Value>, ApiStatus> {
-        self.change_with(kind, namespace, name, sub, actor, dry_run, false, make)
-            .await
+        self.change_with(kind, namespace, name, sub, actor, dry_run, false, make).await
     }
 
     /// As `change`; `managed` when `make` sets `managedFields` itself.
@@ -326,11 +269,7 @@ impl Registry {
         managed: bool,
         mut make: impl FnMut(&Value) -> Result<Option<Value>, ApiStatus> + Send,
     ) -> Result<Arc<Value>, ApiStatus> {
-        let _services = if kind == &kind::SERVICE {
-            Some(self.services.lock().await)
-        } else {
-            None
-        };
+        let _services = if kind == &kind::SERVICE { Some(self.services.lock().await) } else { None };
         for _ in 0..ROUNDS {
             let current = self.stored(kind, namespace, name)?;
             let Some(mut next) = make(&current.value)? else {
@@ -344,9 +283,7 @@ impl Registry {
             if conditional && named != meta::get(&current.value, "resourceVersion") {
                 return Err(ApiStatus::conflict(kind, name));
             }
-            let Some(mut next) =
-                prepare::update(kind, namespace, name, &current.value, next, sub, actor)?
-            else {
+            let Some(mut next) = prepare::update(kind, namespace, name, &current.value, next, sub, actor)? else {
                 return Ok(current.value);
             };
             if kind == &kind::SERVICE {
@@ -358,17 +295,9 @@ impl Registry {
             }
             let key = key(kind, namespace, name);
             let write = if deletion::is_finished(kind, &next) {
-                Write::Delete {
-                    key,
-                    expected: current.version,
-                    value: Some(next),
-                }
+                Write::Delete { key, expected: current.version, value: Some(next) }
             } else {
-                Write::Replace {
-                    key,
-                    expected: current.version,
-                    value: next,
-                }
+                Write::Replace { key, expected: current.version, value: next }
             };
             match self.store.write(write).await {
                 Ok(stored) => return Ok(stored.value),
@@ -395,9 +324,7 @@ impl Registry {
         if self.get(kind, namespace, name).is_err() && sub == Subresource::Main {
             let object = apply::merge(kind, name, None, applied)?;
             let managed = Some(object["metadata"]["managedFields"].clone());
-            let made = self
-                .create_managed(kind, namespace, object, actor, dry_run, managed)
-                .await;
+            let made = self.create_managed(kind, namespace, object, actor, dry_run, managed).await;
             // Created by someone else in between: then it is a merge.
             if !made.as_ref().is_err_and(ApiStatus::is_already_exists) {
                 return made.map(|object| (object, true));
@@ -405,9 +332,7 @@ impl Registry {
         }
         let make = |current: &Value| {
             let mut next = apply::merge(kind, name, Some(current), applied)?;
-            let version = applied.config["metadata"]["resourceVersion"]
-                .as_str()
-                .unwrap_or_default();
+            let version = applied.config["metadata"]["resourceVersion"].as_str().unwrap_or_default();
             meta::metadata_mut(&mut next).insert("resourceVersion".to_owned(), json!(version));
             apply::keep_time(current, &mut next);
             Ok(Some(next))
@@ -426,10 +351,7 @@ impl Registry {
         options: DeleteOptions,
         actor: &Actor,
     ) -> Result<Option<Arc<Value>>, ApiStatus> {
-        match self
-            .delete_with(kind, namespace, name, &options, actor)
-            .await?
-        {
+        match self.delete_with(kind, namespace, name, &options, actor).await? {
             (_, true) => Ok(None),
             (object, false) => Ok(Some(object)),
         }
@@ -453,27 +375,13 @@ impl Registry {
                     if options.dry_run {
                         return Ok((current.value, true));
                     }
-                    (
-                        Write::Delete {
-                            key,
-                            expected: current.version,
-                            value: None,
-                        },
-                        true,
-                    )
+                    (Write::Delete { key, expected: current.version, value: None }, true)
                 }
                 deletion::Deletion::Mark(next) => {
                     if options.dry_run {
                         return Ok((Arc::new(next), false));
                     }
-                    (
-                        Write::Replace {
-                            key,
-                            expected: current.version,
-                            value: next,
-                        },
-                        false,
-                    )
+                    (Write::Replace { key, expected: current.version, value: next }, false)
                 }
                 deletion::Deletion::AlreadyMarked => return Ok((current.value, false)),
             };
@@ -490,22 +398,12 @@ impl Registry {
     ///
     /// # Errors
     /// 409 when the pod has a node or is being deleted.
-    pub async fn bind(
-        &self,
-        namespace: &str,
-        pod: &str,
-        node: &str,
-        actor: &Actor,
-    ) -> Result<(), ApiStatus> {
+    pub async fn bind(&self, namespace: &str, pod: &str, node: &str, actor: &Actor) -> Result<(), ApiStatus> {
         let kind = &kind::POD;
         for _ in 0..ROUNDS {
             let current = self.stored(kind, Some(namespace), pod)?;
             let next = prepare::bind(kind, pod, &current.value, node)?;
-            let write = Write::Replace {
-                key: key(kind, Some(namespace), pod),
-                expected: current.version,
-                value: next,
-            };
+            let write = Write::Replace { key: key(kind, Some(namespace), pod), expected: current.version, value: next };
             match self.store.write(write).await {
                 Ok(_) => {
                     tracing::debug!(namespace, pod, node, by = actor.user, "pod bound");
@@ -530,9 +428,5 @@ fn refusal(kind: &Kind, name: &str, refused: Refused) -> ApiStatus {
 
 /// Where an object of a kind is stored.
 pub(super) fn key(kind: &Kind, namespace: Option<&str>, name: &str) -> Key {
-    Key {
-        storage: kind.storage,
-        namespace: namespace.unwrap_or_default().to_owned(),
-        name: name.to_owned(),
-    }
+    Key { storage: kind.storage, namespace: namespace.unwrap_or_default().to_owned(), name: name.to_owned() }
 }

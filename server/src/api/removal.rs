@@ -11,26 +11,15 @@ use super::status::{ApiStatus, Cause};
 use super::{DeleteOptions, Propagation, Subresource, meta};
 use crate::http::{Body, json_response};
 
-pub(super) async fn delete_options(
-    context: &Context,
-    media: &str,
-    request: Request<Incoming>,
-) -> Result<DeleteOptions, ApiStatus> {
+pub(super) async fn delete_options(context: &Context, media: &str, request: Request<Incoming>) -> Result<DeleteOptions, ApiStatus> {
     let bytes = request::read_body(request.into_body()).await?;
-    let body = if bytes.is_empty() {
-        Value::Null
-    } else {
-        request::decode(media, &bytes)?
-    };
+    let body = if bytes.is_empty() { Value::Null } else { request::decode(media, &bytes)? };
     read_delete_options(&context.query, &body)
 }
 
 /// From query and body; the body wins.
 fn read_delete_options(query: &Query, body: &Value) -> Result<DeleteOptions, ApiStatus> {
-    let mut options = DeleteOptions {
-        dry_run: query.dry_run()?,
-        ..DeleteOptions::default()
-    };
+    let mut options = DeleteOptions { dry_run: query.dry_run()?, ..DeleteOptions::default() };
     if let Some(seconds) = query.number("gracePeriodSeconds")? {
         options.grace_period = i64::try_from(seconds).ok();
     }
@@ -40,19 +29,10 @@ fn read_delete_options(query: &Query, body: &Value) -> Result<DeleteOptions, Api
     let text = |v: &Value| v.as_str().map(str::to_owned);
     options.uid = text(&body["preconditions"]["uid"]);
     options.resource_version = text(&body["preconditions"]["resourceVersion"]);
-    options.dry_run |= body["dryRun"]
-        .as_array()
-        .is_some_and(|d| d.iter().any(|v| v == "All"));
-    let policy = text(&body["propagationPolicy"])
-        .unwrap_or_else(|| query.get("propagationPolicy").to_owned());
+    options.dry_run |= body["dryRun"].as_array().is_some_and(|d| d.iter().any(|v| v == "All"));
+    let policy = text(&body["propagationPolicy"]).unwrap_or_else(|| query.get("propagationPolicy").to_owned());
     options.propagation = match policy.as_str() {
-        "" => body["orphanDependents"].as_bool().map(|o| {
-            if o {
-                Propagation::Orphan
-            } else {
-                Propagation::Background
-            }
-        }),
+        "" => body["orphanDependents"].as_bool().map(|o| if o { Propagation::Orphan } else { Propagation::Background }),
         "Background" => Some(Propagation::Background),
         "Foreground" => Some(Propagation::Foreground),
         "Orphan" => Some(Propagation::Orphan),
@@ -70,16 +50,9 @@ fn returns_object(kind: &Kind) -> bool {
     [&kind::POD, &kind::SERVICE, &kind::SERVICE_ACCOUNT].contains(&kind)
 }
 
-pub(super) async fn delete(
-    context: &Context,
-    options: DeleteOptions,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn delete(context: &Context, options: DeleteOptions) -> Result<Response<Body>, ApiStatus> {
     let (kind, name) = (context.kind, &context.info.name);
-    let (object, gone) = context
-        .server
-        .registry
-        .delete_with(kind, context.namespace(), name, &options, &context.identity)
-        .await?;
+    let (object, gone) = context.server.registry.delete_with(kind, context.namespace(), name, &options, &context.identity).await?;
     if gone && !returns_object(kind) {
         let status = ApiStatus::deleted(kind, name, meta::uid(&object));
         return Ok(json_response(200, status.body()));
@@ -88,27 +61,16 @@ pub(super) async fn delete(
 }
 
 /// `POST pods/NAME/binding`.
-pub(super) async fn bind(
-    context: &Context,
-    pod: &str,
-    body: &Value,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn bind(context: &Context, pod: &str, body: &Value) -> Result<Response<Body>, ApiStatus> {
     let node = body["target"]["name"].as_str().unwrap_or_default();
     if node.is_empty() {
-        let cause = Cause {
-            reason: "FieldValueRequired".to_owned(),
-            message: "Required value".to_owned(),
-            field: "target.name".to_owned(),
-        };
+        let cause =
+            Cause { reason: "FieldValueRequired".to_owned(), message: "Required value".to_owned(), field: "target.name".to_owned() };
         return Err(ApiStatus::invalid(context.kind, pod, vec![cause]));
     }
     let namespace = context.namespace().unwrap_or_default();
     if !context.query.dry_run()? {
-        context
-            .server
-            .registry
-            .bind(namespace, pod, node, &context.identity)
-            .await?;
+        context.server.registry.bind(namespace, pod, node, &context.identity).await?;
     }
     Ok(json_response(201, ApiStatus::success(201).body()))
 }
@@ -118,37 +80,19 @@ pub(super) async fn evict(context: &Context, body: &Value) -> Result<Response<Bo
     let mut options = read_delete_options(&context.query, &body["deleteOptions"])?;
     options.dry_run |= context.query.dry_run()?;
     let registry = &context.server.registry;
-    registry
-        .delete_with(
-            context.kind,
-            context.namespace(),
-            &context.info.name,
-            &options,
-            &context.identity,
-        )
-        .await?;
+    registry.delete_with(context.kind, context.namespace(), &context.info.name, &options, &context.identity).await?;
     Ok(json_response(201, ApiStatus::success(201).body()))
 }
 
 /// `PUT namespaces/NAME/finalize`: only `spec.finalizers` changes.
-pub(super) async fn finalize(
-    context: &Context,
-    (object, _): (Value, Vec<String>),
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn finalize(context: &Context, (object, _): (Value, Vec<String>)) -> Result<Response<Body>, ApiStatus> {
     let finalizers = object["spec"]["finalizers"].clone();
     let registry = &context.server.registry;
     let stored = registry
-        .modify(
-            context.kind,
-            None,
-            &context.info.name,
-            Subresource::Main,
-            &context.identity,
-            |namespace| {
-                namespace["spec"]["finalizers"] = finalizers.clone();
-                true
-            },
-        )
+        .modify(context.kind, None, &context.info.name, Subresource::Main, &context.identity, |namespace| {
+            namespace["spec"]["finalizers"] = finalizers.clone();
+            true
+        })
         .await?;
     Ok(answer(context, 200, &stored, &[]))
 }

@@ -34,11 +34,7 @@ pub(super) fn partial(object: &Value) -> Value {
 }
 
 /// A list; `metadata` is the list's own.
-pub(super) fn list(
-    context: &Context,
-    metadata: &Value,
-    items: &[std::sync::Arc<Value>],
-) -> Vec<u8> {
+pub(super) fn list(context: &Context, metadata: &Value, items: &[std::sync::Arc<Value>]) -> Vec<u8> {
     let kind = context.kind;
     let served = || items.iter().map(|item| views::to_served(kind, item));
     let mut out = match context.format {
@@ -70,12 +66,8 @@ pub(super) fn list(
 }
 
 fn head(kind: &Kind, metadata: &Value) -> Vec<u8> {
-    format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        kind.list_kind(),
-        kind.api_version()
-    )
-    .into_bytes()
+    format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[", kind.list_kind(), kind.api_version())
+        .into_bytes()
 }
 
 fn ended(mut out: Vec<u8>) -> Vec<u8> {

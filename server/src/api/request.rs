@@ -40,10 +40,7 @@ impl RequestInfo {
         };
         let mut parts: Vec<String> = parts.collect();
         let mut namespace = String::new();
-        if parts.len() > 2
-            && parts[0] == "namespaces"
-            && !["status", "finalize"].contains(&parts[2].as_str())
-        {
+        if parts.len() > 2 && parts[0] == "namespaces" && !["status", "finalize"].contains(&parts[2].as_str()) {
             namespace = parts[1].clone();
             parts.drain(..2);
         } else if parts.len() > 1 && parts[0] == "namespaces" {
@@ -75,12 +72,8 @@ impl RequestInfo {
         };
         if collection && ["list", "watch", "deletecollection"].contains(&info.verb) {
             let fields = query.get("fieldSelector");
-            let named = fields
-                .split(',')
-                .find_map(|f| f.strip_prefix("metadata.name="));
-            info.name = named
-                .map(|n| n.trim_start_matches('=').to_owned())
-                .unwrap_or_default();
+            let named = fields.split(',').find_map(|f| f.strip_prefix("metadata.name="));
+            info.name = named.map(|n| n.trim_start_matches('=').to_owned()).unwrap_or_default();
         }
         Some(info)
     }
@@ -94,10 +87,7 @@ impl Query {
     pub fn parse(text: &str) -> Self {
         let pairs = text.split('&').filter(|p| !p.is_empty()).map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (
-                percent_decode(&key.replace('+', " ")),
-                percent_decode(&value.replace('+', " ")),
-            )
+            (percent_decode(&key.replace('+', " ")), percent_decode(&value.replace('+', " ")))
         });
         Self(pairs.collect())
     }
@@ -108,17 +98,15 @@ impl Query {
     }
 
     pub fn flag(&self, key: &str) -> bool {
-        self.0
-            .get(key)
-            .is_some_and(|v| matches!(v.as_str(), "" | "1" | "true" | "True" | "TRUE"))
+        self.0.get(key).is_some_and(|v| matches!(v.as_str(), "" | "1" | "true" | "True" | "TRUE"))
     }
 
     pub fn number(&self, key: &str) -> Result<Option<u64>, ApiStatus> {
         match self.get(key) {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| {
-                ApiStatus::bad_request(format!("invalid value for {key}: {text:?} is not a number"))
-            }),
+            text => {
+                text.parse().map(Some).map_err(|_| ApiStatus::bad_request(format!("invalid value for {key}: {text:?} is not a number")))
+            }
         }
     }
 
@@ -127,9 +115,7 @@ impl Query {
         match self.get("dryRun") {
             "" => Ok(false),
             "All" => Ok(true),
-            other => Err(ApiStatus::bad_request(format!(
-                "dryRun: Unsupported value: \"{other}\": supported values: \"All\""
-            ))),
+            other => Err(ApiStatus::bad_request(format!("dryRun: Unsupported value: \"{other}\": supported values: \"All\""))),
         }
     }
 }
@@ -139,9 +125,7 @@ fn percent_decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = (bytes[at] == b'%')
-            .then(|| text.get(at + 1..at + 3))
-            .flatten();
+        let hex = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
         match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             Some(byte) => {
                 out.push(byte);
@@ -201,49 +185,28 @@ pub struct MediaRange {
 
 impl MediaRange {
     pub fn param(&self, name: &str) -> &str {
-        self.params
-            .iter()
-            .find(|(n, _)| n == name)
-            .map_or("", |(_, v)| v.as_str())
+        self.params.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
     }
 }
 
 /// All entries of all `Accept` headers, in order of preference as written.
 pub fn media_ranges(headers: &HeaderMap) -> Vec<MediaRange> {
-    let values = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok());
-    let entries = values
-        .flat_map(|v| v.split(','))
-        .map(str::trim)
-        .filter(|e| !e.is_empty());
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let entries = values.flat_map(|v| v.split(',')).map(str::trim).filter(|e| !e.is_empty());
     entries
         .map(|entry| {
             let mut parts = entry.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let params = parts
-                .filter_map(|p| p.split_once('='))
-                .map(|(n, v)| (n.to_owned(), v.to_owned()));
-            MediaRange {
-                media,
-                params: params.collect(),
-            }
+            let params = parts.filter_map(|p| p.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned()));
+            MediaRange { media, params: params.collect() }
         })
         .collect()
 }
 
 /// The media type of the body, without parameters.
 pub fn content_type(headers: &HeaderMap) -> String {
-    let text = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
-    text.split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
+    let text = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Reads a body of at most `BODY_LIMIT`.
@@ -251,9 +214,7 @@ pub async fn read_body(body: Incoming) -> Result<bytes::Bytes, ApiStatus> {
     match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiStatus::too_large(BODY_LIMIT)),
-        Err(error) => Err(ApiStatus::bad_request(format!(
-            "unable to read the body: {error}"
-        ))),
+        Err(error) => Err(ApiStatus::bad_request(format!("unable to read the body: {error}"))),
     }
 }
 
@@ -263,25 +224,17 @@ pub async fn read_body(body: Incoming) -> Result<bytes::Bytes, ApiStatus> {
 /// 415 for another media type, 400 for what does not parse.
 pub fn decode(media: &str, body: &[u8]) -> Result<Value, ApiStatus> {
     match media {
-        "" | "application/json" | "*/*" => serde_json::from_slice(body).map_err(|error| {
-            ApiStatus::bad_request(format!(
-                "couldn't get version/kind; json parse error: {error}"
-            ))
-        }),
-        "application/yaml" | "application/apply-patch+yaml" => yaml_serde::from_slice(body)
-            .map_err(|error| {
-                ApiStatus::bad_request(format!("error converting YAML to JSON: {error}"))
-            }),
-        "application/vnd.kubernetes.protobuf" => wire::decode(body)
-            .map_err(|error| ApiStatus::bad_request(format!("error decoding protobuf: {error}"))),
-        other => Err(ApiStatus::unsupported_media_type(
-            other,
-            &[
-                "application/json",
-                "application/yaml",
-                "application/vnd.kubernetes.protobuf",
-            ],
-        )),
+        "" | "application/json" | "*/*" => serde_json::from_slice(body)
+            .map_err(|error| ApiStatus::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
+        "application/yaml" | "application/apply-patch+yaml" => {
+            yaml_serde::from_slice(body).map_err(|error| ApiStatus::bad_request(format!("error converting YAML to JSON: {error}")))
+        }
+        "application/vnd.kubernetes.protobuf" => {
+            wire::decode(body).map_err(|error| ApiStatus::bad_request(format!("error decoding protobuf: {error}")))
+        }
+        other => {
+            Err(ApiStatus::unsupported_media_type(other, &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]))
+        }
     }
 }
 
@@ -296,37 +249,13 @@ mod tests {
             ("GET", "/api/v1/pods?watch=true", "watch pods//"),
             ("GET", "/api/v1/namespaces", "list namespaces//"),
             ("GET", "/api/v1/namespaces/a", "get namespaces/a/a"),
-            (
-                "PUT",
-                "/api/v1/namespaces/a/finalize",
-                "update namespaces/a/a/finalize",
-            ),
+            ("PUT", "/api/v1/namespaces/a/finalize", "update namespaces/a/a/finalize"),
             ("GET", "/api/v1/namespaces/a/pods/b/log", "get pods/a/b/log"),
-            (
-                "POST",
-                "/apis/apps/v1/namespaces/a/deployments",
-                "create deployments.apps/a/",
-            ),
-            (
-                "PATCH",
-                "/apis/apps/v1/namespaces/a/deployments/d/scale",
-                "patch deployments.apps/a/d/scale",
-            ),
-            (
-                "DELETE",
-                "/api/v1/namespaces/a/pods",
-                "deletecollection pods/a/",
-            ),
-            (
-                "GET",
-                "/api/v1/nodes?fieldSelector=metadata.name%3Dx",
-                "list nodes//x",
-            ),
-            (
-                "GET",
-                "/api/v1/nodes/n/proxy/metrics/cadvisor",
-                "get nodes//n/proxy metrics/cadvisor",
-            ),
+            ("POST", "/apis/apps/v1/namespaces/a/deployments", "create deployments.apps/a/"),
+            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "patch deployments.apps/a/d/scale"),
+            ("DELETE", "/api/v1/namespaces/a/pods", "deletecollection pods/a/"),
+            ("GET", "/api/v1/nodes?fieldSelector=metadata.name%3Dx", "list nodes//x"),
+            ("GET", "/api/v1/nodes/n/proxy/metrics/cadvisor", "get nodes//n/proxy metrics/cadvisor"),
             ("GET", "/api/v1", "none"),
             ("GET", "/apis/apps", "none"),
             ("GET", "/version", "none"),
@@ -337,15 +266,8 @@ mod tests {
             let text = match RequestInfo::parse(&method, path, &Query::parse(query)) {
                 None => "none".to_owned(),
                 Some(i) => {
-                    let group = if i.group.is_empty() {
-                        String::new()
-                    } else {
-                        format!(".{}", i.group)
-                    };
-                    let mut text = format!(
-                        "{} {}{group}/{}/{}",
-                        i.verb, i.resource, i.namespace, i.name
-                    );
+                    let group = if i.group.is_empty() { String::new() } else { format!(".{}", i.group) };
+                    let mut text = format!("{} {}{group}/{}/{}", i.verb, i.resource, i.namespace, i.name);
                     if !i.subresource.is_empty() {
                         text = format!("{text}/{}", i.subresource);
                     }
@@ -364,19 +286,13 @@ mod tests {
         let rows = [
             ("", Some(Format::Json)),
             ("application/json", Some(Format::Json)),
-            (
-                "application/vnd.kubernetes.protobuf, application/json",
-                Some(Format::Json),
-            ),
+            ("application/vnd.kubernetes.protobuf, application/json", Some(Format::Json)),
             ("application/vnd.kubernetes.protobuf", None),
             (
                 "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
                 Some(Format::Table("meta.k8s.io/v1")),
             ),
-            (
-                "application/json;as=Other;v=v1;g=x,application/json",
-                Some(Format::Json),
-            ),
+            ("application/json;as=Other;v=v1;g=x,application/json", Some(Format::Json)),
             ("*/*", Some(Format::Json)),
             ("text/html", None),
         ];

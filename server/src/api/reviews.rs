@@ -26,9 +26,7 @@ pub(super) fn find(info: &RequestInfo) -> Option<Review> {
     match (info.group.as_str(), info.resource.as_str()) {
         ("authentication.k8s.io", "tokenreviews") => Some(Review::Token),
         ("authentication.k8s.io", "selfsubjectreviews") => Some(Review::SelfSubject),
-        ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => {
-            Some(Review::Access)
-        }
+        ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => Some(Review::Access),
         ("authorization.k8s.io", "selfsubjectaccessreviews") => Some(Review::SelfAccess),
         ("authorization.k8s.io", "selfsubjectrulesreviews") => Some(Review::SelfRules),
         _ => None,
@@ -62,17 +60,11 @@ impl Review {
             Self::SelfRules => rules(identity),
             Self::SelfAccess => access(server, identity, &body["spec"])?,
             Self::Access => {
-                let mut asked =
-                    Identity::new(body["spec"]["user"].as_str().unwrap_or_default(), &[]);
+                let mut asked = Identity::new(body["spec"]["user"].as_str().unwrap_or_default(), &[]);
                 let groups = body["spec"]["groups"].as_array().into_iter().flatten();
-                asked.groups = groups
-                    .filter_map(Value::as_str)
-                    .map(str::to_owned)
-                    .collect();
+                asked.groups = groups.filter_map(Value::as_str).map(str::to_owned).collect();
                 if asked.user.is_empty() && asked.groups.is_empty() {
-                    return Err(ApiStatus::bad_request(
-                        "at least one of user or group must be specified",
-                    ));
+                    return Err(ApiStatus::bad_request("at least one of user or group must be specified"));
                 }
                 access(server, &asked, &body["spec"])?
             }
@@ -95,27 +87,14 @@ fn user_info(identity: &Identity) -> Value {
         user["uid"] = json!(identity.uid);
     }
     if !identity.extra.is_empty() {
-        user["extra"] = identity
-            .extra
-            .iter()
-            .map(|(k, v)| (k.clone(), json!(v)))
-            .collect();
+        user["extra"] = identity.extra.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     }
     user
 }
 
 fn token(server: &Server, spec: &Value) -> Value {
-    let audiences: Vec<String> = spec["audiences"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    match server
-        .credentials
-        .bearer(spec["token"].as_str().unwrap_or_default(), &audiences)
-    {
+    let audiences: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    match server.credentials.bearer(spec["token"].as_str().unwrap_or_default(), &audiences) {
         Some(mut token) => {
             if !token.identity.in_group(AUTHENTICATED) {
                 token.identity.groups.push(AUTHENTICATED.to_owned());
@@ -144,9 +123,7 @@ fn access(server: &Server, identity: &Identity, spec: &Value) -> Result<Value, A
     } else if path.is_object() {
         Attributes::path(&text(&path["verb"]), &text(&path["path"]))
     } else {
-        return Err(ApiStatus::bad_request(
-            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        ));
+        return Err(ApiStatus::bad_request("exactly one of nonResourceAttributes or resourceAttributes must be specified"));
     };
     Ok(match authz::decide(&server.registry, identity, &asked) {
         Decision::Allowed => json!({"allowed": true}),
@@ -164,10 +141,6 @@ fn rules(identity: &Identity) -> Value {
         json!([{"verbs": ["create"], "apiGroups": ["authorization.k8s.io"],
             "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]}])
     };
-    let paths = if everything {
-        json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}])
-    } else {
-        json!([])
-    };
+    let paths = if everything { json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]) } else { json!([]) };
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": !everything})
 }

@@ -13,13 +13,7 @@ use crate::http::{Body, json_response};
 fn of(object: &Value) -> Value {
     let metadata = &object["metadata"];
     let mut scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {}, "status": {}});
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-    ] {
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         scale["metadata"][field] = metadata[field].clone();
     }
     scale["spec"]["replicas"] = json!(object["spec"]["replicas"].as_i64().unwrap_or(0));
@@ -34,18 +28,9 @@ pub(super) fn selector_text(selector: &Value) -> String {
     for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
         parts.push(format!("{key}={}", value.as_str().unwrap_or_default()));
     }
-    for expression in selector["matchExpressions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-    {
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
-        let values: Vec<&str> = expression["values"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
+        let values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         parts.push(match expression["operator"].as_str().unwrap_or_default() {
             "In" => format!("{key} in ({})", values.join(",")),
             "NotIn" => format!("{key} notin ({})", values.join(",")),
@@ -57,11 +42,7 @@ pub(super) fn selector_text(selector: &Value) -> String {
 }
 
 pub(super) fn get(context: &Context) -> Result<Response<Body>, ApiStatus> {
-    let object =
-        context
-            .server
-            .registry
-            .get(context.kind, context.namespace(), &context.info.name)?;
+    let object = context.server.registry.get(context.kind, context.namespace(), &context.info.name)?;
     Ok(answer(&object))
 }
 
@@ -72,11 +53,7 @@ fn answer(object: &Value) -> Response<Body> {
 }
 
 /// Replaces (`patch` `None`) or patches the scale.
-pub(super) async fn set(
-    context: &Context,
-    patch: Option<PatchType>,
-    body: Value,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn set(context: &Context, patch: Option<PatchType>, body: Value) -> Result<Response<Body>, ApiStatus> {
     let (kind, name) = (context.kind, &context.info.name);
     let dry_run = context.query.dry_run()?;
     let make = |current: &Value| {
@@ -92,26 +69,12 @@ pub(super) async fn set(
         let replicas = wanted(kind, name, &scale)?;
         let mut next = current.clone();
         let version = scale["metadata"]["resourceVersion"].clone();
-        next["metadata"]["resourceVersion"] = if version.is_null() {
-            json!("")
-        } else {
-            version
-        };
+        next["metadata"]["resourceVersion"] = if version.is_null() { json!("") } else { version };
         next["spec"]["replicas"] = json!(replicas);
         Ok(Some(next))
     };
     let registry = &context.server.registry;
-    let stored = registry
-        .change(
-            kind,
-            context.namespace(),
-            name,
-            Subresource::Main,
-            &context.identity,
-            dry_run,
-            make,
-        )
-        .await?;
+    let stored = registry.change(kind, context.namespace(), name, Subresource::Main, &context.identity, dry_run, make).await?;
     Ok(answer(&stored))
 }
 

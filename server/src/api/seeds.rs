@@ -18,8 +18,7 @@ pub(super) fn seeds() -> Vec<(Key, Value)> {
         namespace["metadata"]["name"] = json!(name);
         namespace["metadata"]["labels"] = json!({"kubernetes.io/metadata.name": name});
         seeds.push((key(&kind::NAMESPACE, None, name), namespace));
-        let mut account =
-            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata()});
+        let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata()});
         account["metadata"]["name"] = json!("default");
         account["metadata"]["namespace"] = json!(name);
         seeds.push((key(&kind::SERVICE_ACCOUNT, Some(name), "default"), account));

@@ -47,46 +47,28 @@ impl Selectors {
         let tests = parse_fields(fields)?;
         for test in &tests {
             if !selectable(kind, &test.path) {
-                let group = if kind.group.is_empty() {
-                    String::new()
-                } else {
-                    kind.group.to_owned()
-                };
+                let group = if kind.group.is_empty() { String::new() } else { kind.group.to_owned() };
                 return Err(ApiStatus::bad_request(format!(
                     "Unable to find \"{group}/{}, Resource={}\" that match label selector \"\", field selector \"{fields}\": field label not supported: {}",
                     kind.version, kind.plural, test.path
                 )));
             }
         }
-        Ok(Self {
-            labels,
-            fields: tests,
-            nothing: false,
-        })
+        Ok(Self { labels, fields: tests, nothing: false })
     }
 
     /// From a `LabelSelector` object (`matchLabels`, `matchExpressions`); an empty one matches all,
     /// an absent one (null) nothing.
     pub fn from_label_selector(selector: &Value) -> Self {
         if selector.is_null() {
-            return Self {
-                nothing: true,
-                ..Self::default()
-            };
+            return Self { nothing: true, ..Self::default() };
         }
         let mut labels = Vec::new();
         for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
             let value = value.as_str().unwrap_or_default().to_owned();
-            labels.push(Requirement {
-                key: key.clone(),
-                test: Test::In(vec![value]),
-            });
+            labels.push(Requirement { key: key.clone(), test: Test::In(vec![value]) });
         }
-        for expression in selector["matchExpressions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
+        for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
             let values = || {
                 let list = expression["values"].as_array().into_iter().flatten();
                 list.filter_map(Value::as_str).map(str::to_owned).collect()
@@ -97,22 +79,12 @@ impl Selectors {
                 "Exists" => Test::Exists,
                 "DoesNotExist" => Test::Absent,
                 _ => {
-                    return Self {
-                        nothing: true,
-                        ..Self::default()
-                    };
+                    return Self { nothing: true, ..Self::default() };
                 }
             };
-            labels.push(Requirement {
-                key: expression["key"].as_str().unwrap_or_default().to_owned(),
-                test,
-            });
+            labels.push(Requirement { key: expression["key"].as_str().unwrap_or_default().to_owned(), test });
         }
-        Self {
-            labels,
-            fields: Vec::new(),
-            nothing: false,
-        }
+        Self { labels, fields: Vec::new(), nothing: false }
     }
 
     /// From a plain map of labels, as `spec.selector` of a Service.
@@ -127,41 +99,24 @@ impl Selectors {
 
     /// Objects whose field has this value, for example `spec.nodeName`.
     pub fn field(path: &str, value: &str) -> Self {
-        let test = FieldTest {
-            path: path.to_owned(),
-            value: value.to_owned(),
-            equal: true,
-        };
-        Self {
-            fields: vec![test],
-            ..Self::default()
-        }
+        let test = FieldTest { path: path.to_owned(), value: value.to_owned(), equal: true };
+        Self { fields: vec![test], ..Self::default() }
     }
 
     pub fn matches(&self, object: &Value) -> bool {
         !self.nothing
-            && self
-                .fields
-                .iter()
-                .all(|t| (field(object, &t.path) == t.value) == t.equal)
+            && self.fields.iter().all(|t| (field(object, &t.path) == t.value) == t.equal)
             && (self.labels.is_empty() || self.matches_labels(&object["metadata"]["labels"]))
     }
 
     /// Only the label part, against a map of labels.
     pub fn matches_labels(&self, labels: &Value) -> bool {
-        !self.nothing
-            && self
-                .labels
-                .iter()
-                .all(|r| r.matches(labels.get(&r.key).and_then(Value::as_str)))
+        !self.nothing && self.labels.iter().all(|r| r.matches(labels.get(&r.key).and_then(Value::as_str)))
     }
 
     /// The value a field is required to have, if any: what authorisation of single objects needs.
     pub fn required_field(&self, path: &str) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|t| t.equal && t.path == path)
-            .map(|t| t.value.as_str())
+        self.fields.iter().find(|t| t.equal && t.path == path).map(|t| t.value.as_str())
     }
 
     pub fn is_everything(&self) -> bool {
@@ -190,12 +145,7 @@ fn field(object: &Value, path: &str) -> String {
         // Events: the old field, else the new one.
         let component = object["source"]["component"].as_str().unwrap_or_default();
         let reporting = object["reportingComponent"].as_str().unwrap_or_default();
-        return if component.is_empty() {
-            reporting
-        } else {
-            component
-        }
-        .to_owned();
+        return if component.is_empty() { reporting } else { component }.to_owned();
     }
     let path = match path.strip_prefix("regarding.") {
         Some(rest) => format!("/involvedObject/{}", rest.replace('.', "/")),
@@ -246,9 +196,7 @@ fn selectable(kind: &Kind, path: &str) -> bool {
         ],
         _ => &[],
     };
-    path == "metadata.name"
-        || (kind.namespaced && path == "metadata.namespace")
-        || own.contains(&path)
+    path == "metadata.name" || (kind.namespaced && path == "metadata.namespace") || own.contains(&path)
 }
 
 fn parse_fields(text: &str) -> Result<Vec<FieldTest>, ApiStatus> {
@@ -265,20 +213,13 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTest>, ApiStatus> {
                 "unable to parse field selector: invalid selector: '{part}'; can't understand '{part}'"
             )));
         };
-        tests.push(FieldTest {
-            path: path.to_owned(),
-            value: value.replace('\\', ""),
-            equal,
-        });
+        tests.push(FieldTest { path: path.to_owned(), value: value.replace('\\', ""), equal });
     }
     Ok(tests)
 }
 
 fn parse_labels(text: &str) -> Result<Vec<Requirement>, ApiStatus> {
-    split_outside_parentheses(text)
-        .into_iter()
-        .map(parse_requirement)
-        .collect()
+    split_outside_parentheses(text).into_iter().map(parse_requirement).collect()
 }
 
 fn split_outside_parentheses(text: &str) -> Vec<&str> {
@@ -295,36 +236,18 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
         }
     }
     parts.push(&text[start..]);
-    parts
-        .into_iter()
-        .map(str::trim)
-        .filter(|p| !p.is_empty())
-        .collect()
+    parts.into_iter().map(str::trim).filter(|p| !p.is_empty()).collect()
 }
 
 fn parse_requirement(part: &str) -> Result<Requirement, ApiStatus> {
-    let bad = |why: &str| {
-        ApiStatus::bad_request(format!("unable to parse requirement: {why}: \"{part}\""))
-    };
+    let bad = |why: &str| ApiStatus::bad_request(format!("unable to parse requirement: {why}: \"{part}\""));
     let checked = |key: &str, test: Test| {
         let key = key.trim();
-        let fine = !key.is_empty()
-            && key
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
-        if fine {
-            Ok(Requirement {
-                key: key.to_owned(),
-                test,
-            })
-        } else {
-            Err(bad("invalid label key"))
-        }
+        let fine = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
+        if fine { Ok(Requirement { key: key.to_owned(), test }) } else { Err(bad("invalid label key")) }
     };
     if let Some(open) = part.find('(') {
-        let values = part[open + 1..]
-            .strip_suffix(')')
-            .ok_or_else(|| bad("missing ')'"))?;
+        let values = part[open + 1..].strip_suffix(')').ok_or_else(|| bad("missing ')'"))?;
         let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
         let head = part[..open].trim();
         return if let Some(key) = head.strip_suffix(" notin") {
@@ -343,18 +266,8 @@ fn parse_requirement(part: &str) -> Result<Requirement, ApiStatus> {
     }
     for (sign, greater) in [('>', true), ('<', false)] {
         if let Some((key, limit)) = part.split_once(sign) {
-            let limit = limit
-                .trim()
-                .parse()
-                .map_err(|_| bad("for 'Gt', 'Lt' operators, the value must be an integer"))?;
-            return checked(
-                key,
-                if greater {
-                    Test::Greater(limit)
-                } else {
-                    Test::Less(limit)
-                },
-            );
+            let limit = limit.trim().parse().map_err(|_| bad("for 'Gt', 'Lt' operators, the value must be an integer"))?;
+            return checked(key, if greater { Test::Greater(limit) } else { Test::Less(limit) });
         }
     }
     match part.strip_prefix('!') {
@@ -394,11 +307,7 @@ mod tests {
             assert_eq!(selectors.matches(&object), expected, "{text}");
         }
         for bad in ["app in (web", "a b=c", "app x (y)", "=v"] {
-            assert_eq!(
-                Selectors::parse(&kind::POD, bad, "").unwrap_err().code,
-                400,
-                "{bad}"
-            );
+            assert_eq!(Selectors::parse(&kind::POD, bad, "").unwrap_err().code, 400, "{bad}");
         }
     }
 
@@ -413,21 +322,11 @@ mod tests {
             ("spec.nodeName!=,status.phase!=Failed", true),
         ];
         for (text, expected) in rows {
-            assert_eq!(
-                Selectors::parse(&kind::POD, "", text)
-                    .unwrap()
-                    .matches(&pod),
-                expected,
-                "{text}"
-            );
+            assert_eq!(Selectors::parse(&kind::POD, "", text).unwrap().matches(&pod), expected, "{text}");
         }
         let refused = Selectors::parse(&kind::POD, "", "spec.foo=1").unwrap_err();
         assert_eq!(refused.code, 400);
-        assert!(
-            refused
-                .message
-                .ends_with("field label not supported: spec.foo")
-        );
+        assert!(refused.message.ends_with("field label not supported: spec.foo"));
     }
 
     #[test]
@@ -436,8 +335,7 @@ mod tests {
         let all = Selectors::from_label_selector(&json!({}));
         assert!(all.matches_labels(&labels));
         assert!(!Selectors::from_label_selector(&Value::Null).matches_labels(&labels));
-        let expressions =
-            json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]});
+        let expressions = json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]});
         assert!(Selectors::from_label_selector(&expressions).matches_labels(&labels));
     }
 }

@@ -20,20 +20,9 @@ const NODE_PORTS: std::ops::RangeInclusive<u64> = 30000..=32767;
 ///
 /// # Errors
 /// 422 for an address outside the range or taken, 500 when the range is used up.
-pub(super) fn allocate(
-    all: &[Arc<Value>],
-    service: &mut Value,
-    old: Option<&Value>,
-) -> Result<(), ApiStatus> {
-    let others: Vec<&Value> = all
-        .iter()
-        .map(|s| &**s)
-        .filter(|s| meta::uid(s) != meta::uid(service))
-        .collect();
-    let service_type = service["spec"]["type"]
-        .as_str()
-        .unwrap_or("ClusterIP")
-        .to_owned();
+pub(super) fn allocate(all: &[Arc<Value>], service: &mut Value, old: Option<&Value>) -> Result<(), ApiStatus> {
+    let others: Vec<&Value> = all.iter().map(|s| &**s).filter(|s| meta::uid(s) != meta::uid(service)).collect();
+    let service_type = service["spec"]["type"].as_str().unwrap_or("ClusterIP").to_owned();
     let name = meta::name(service).to_owned();
     if service_type == "ExternalName" {
         if let Some(spec) = service["spec"].as_object_mut() {
@@ -42,25 +31,14 @@ pub(super) fn allocate(
         }
         return Ok(());
     }
-    let asked = service["spec"]["clusterIP"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let had = old
-        .and_then(|o| o["spec"]["clusterIP"].as_str())
-        .unwrap_or_default();
-    let used = || -> BTreeSet<&str> {
-        others
-            .iter()
-            .filter_map(|s| s["spec"]["clusterIP"].as_str())
-            .collect()
-    };
+    let asked = service["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    let had = old.and_then(|o| o["spec"]["clusterIP"].as_str()).unwrap_or_default();
+    let used = || -> BTreeSet<&str> { others.iter().filter_map(|s| s["spec"]["clusterIP"].as_str()).collect() };
     let address = if asked.is_empty() && !had.is_empty() {
         had.to_owned()
     } else if asked.is_empty() {
         let used = used();
-        pick(&used)
-            .ok_or_else(|| ApiStatus::internal("failed to allocate a serviceIP: range is full"))?
+        pick(&used).ok_or_else(|| ApiStatus::internal("failed to allocate a serviceIP: range is full"))?
     } else if asked != "None" && asked != had {
         let wrong = match asked.parse::<Ipv4Addr>() {
             Ok(ip) if u32::from(ip) & !HOSTS != NETWORK => {
@@ -71,12 +49,7 @@ pub(super) fn allocate(
             Err(_) => "must be a valid IP address",
         };
         if !wrong.is_empty() {
-            return Err(invalid(
-                &name,
-                "spec.clusterIPs",
-                &json!([asked]),
-                &format!("failed to allocate IP {asked}: {wrong}"),
-            ));
+            return Err(invalid(&name, "spec.clusterIPs", &json!([asked]), &format!("failed to allocate IP {asked}: {wrong}")));
         }
         asked
     } else {
@@ -92,24 +65,12 @@ fn pick(used: &BTreeSet<&str>) -> Option<String> {
     meta::fill(&mut random);
     // The first addresses stay free for those that are asked for by number (10.43.0.1, 10.43.0.10).
     let start = u32::from_le_bytes(random) % (HOSTS - 256);
-    (0..HOSTS - 256)
-        .map(|n| Ipv4Addr::from(NETWORK + 256 + (start + n) % (HOSTS - 257)).to_string())
-        .find(|ip| !used.contains(ip.as_str()))
+    (0..HOSTS - 256).map(|n| Ipv4Addr::from(NETWORK + 256 + (start + n) % (HOSTS - 257)).to_string()).find(|ip| !used.contains(ip.as_str()))
 }
 
-fn node_ports(
-    others: &[&Value],
-    service: &mut Value,
-    old: Option<&Value>,
-    service_type: &str,
-    name: &str,
-) -> Result<(), ApiStatus> {
+fn node_ports(others: &[&Value], service: &mut Value, old: Option<&Value>, service_type: &str, name: &str) -> Result<(), ApiStatus> {
     if service_type == "ClusterIP" {
-        for port in service["spec"]["ports"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
+        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
             if let Some(port) = port.as_object_mut() {
                 // A service that was a NodePort gives them back.
                 if old.is_some_and(|o| o["spec"]["type"] != "ClusterIP") {
@@ -119,14 +80,8 @@ fn node_ports(
         }
         return Ok(());
     }
-    let ports = |s: &Value| -> Vec<u64> {
-        s["spec"]["ports"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|p| p["nodePort"].as_u64())
-            .collect()
-    };
+    let ports =
+        |s: &Value| -> Vec<u64> { s["spec"]["ports"].as_array().into_iter().flatten().filter_map(|p| p["nodePort"].as_u64()).collect() };
     let mut used: BTreeSet<u64> = others.iter().flat_map(|s| ports(s)).collect();
     let had = old.map(|o| o["spec"]["ports"].clone()).unwrap_or_default();
     let mut wanted = service["spec"]["ports"].take();
@@ -143,28 +98,15 @@ fn node_ports(
                 ));
             }
             if used.contains(&asked) {
-                return Err(invalid(
-                    name,
-                    &field,
-                    &json!(asked),
-                    "provided port is already allocated",
-                ));
+                return Err(invalid(name, &field, &json!(asked), "provided port is already allocated"));
             }
             used.insert(asked);
             continue;
         }
         let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
-        let before = had
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(same)
-            .and_then(|o| o["nodePort"].as_u64());
-        let free = before
-            .filter(|p| !used.contains(p))
-            .or_else(|| NODE_PORTS.clone().find(|p| !used.contains(p)));
-        let free = free
-            .ok_or_else(|| ApiStatus::internal("failed to allocate a nodePort: range is full"))?;
+        let before = had.as_array().into_iter().flatten().find(same).and_then(|o| o["nodePort"].as_u64());
+        let free = before.filter(|p| !used.contains(p)).or_else(|| NODE_PORTS.clone().find(|p| !used.contains(p)));
+        let free = free.ok_or_else(|| ApiStatus::internal("failed to allocate a nodePort: range is full"))?;
         used.insert(free);
         port["nodePort"] = json!(free);
     }
@@ -173,11 +115,8 @@ fn node_ports(
 }
 
 fn invalid(name: &str, field: &str, value: &Value, why: &str) -> ApiStatus {
-    let cause = Cause {
-        reason: "FieldValueInvalid".to_owned(),
-        message: format!("Invalid value: {value}: {why}"),
-        field: field.to_owned(),
-    };
+    let cause =
+        Cause { reason: "FieldValueInvalid".to_owned(), message: format!("Invalid value: {value}: {why}"), field: field.to_owned() };
     ApiStatus::invalid(&kind::SERVICE, name, vec![cause])
 }
 
@@ -191,31 +130,19 @@ mod tests {
 
     #[test]
     fn addresses_are_unique_and_stay() {
-        let mut first = service(
-            "1",
-            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}),
-        );
+        let mut first = service("1", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
         allocate(&[], &mut first, None).unwrap();
         let ip = first["spec"]["clusterIP"].as_str().unwrap().to_owned();
         assert!(ip.starts_with("10.43."));
         assert_eq!(first["spec"]["ports"][0]["nodePort"], 30000);
         let all = [Arc::new(first.clone())];
-        let mut second = service(
-            "2",
-            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}),
-        );
+        let mut second = service("2", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
         allocate(&all, &mut second, None).unwrap();
         assert_ne!(second["spec"]["clusterIP"], first["spec"]["clusterIP"]);
         assert_eq!(second["spec"]["ports"][0]["nodePort"], 30001);
-        let mut again = service(
-            "1",
-            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}),
-        );
+        let mut again = service("1", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
         allocate(&all, &mut again, Some(&first)).unwrap();
-        assert_eq!(
-            again["spec"], first["spec"],
-            "applying the manifest again keeps what was given"
-        );
+        assert_eq!(again["spec"], first["spec"], "applying the manifest again keeps what was given");
         let mut taken = service("3", json!({"type": "ClusterIP", "clusterIP": ip}));
         assert_eq!(allocate(&all, &mut taken, None).unwrap_err().code, 422);
         let mut outside = service("3", json!({"type": "ClusterIP", "clusterIP": "10.1.1.1"}));

@@ -62,16 +62,7 @@ use super::kind::Kind;
 
 impl ApiStatus {
     fn failure(code: u16, reason: &'static str, message: String) -> Self {
-        Self {
-            kind: "Status",
-            api_version: "v1",
-            metadata: Metadata {},
-            status: "Failure",
-            message,
-            reason,
-            details: None,
-            code,
-        }
+        Self { kind: "Status", api_version: "v1", metadata: Metadata {}, status: "Failure", message, reason, details: None, code }
     }
 
     fn about(mut self, kind: &Kind, name: &str) -> Self {
@@ -85,53 +76,27 @@ impl ApiStatus {
     }
 
     pub fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::failure(
-            404,
-            "NotFound",
-            format!("{} \"{name}\" not found", kind.qualified()),
-        )
-        .about(kind, name)
+        Self::failure(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified())).about(kind, name)
     }
 
     /// 404 for a path no resource has.
     pub fn no_such_path() -> Self {
-        let mut status = Self::failure(
-            404,
-            "NotFound",
-            "the server could not find the requested resource".to_owned(),
-        );
+        let mut status = Self::failure(404, "NotFound", "the server could not find the requested resource".to_owned());
         status.details = Some(Box::new(Details::default()));
         status
     }
 
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::failure(
-            409,
-            "AlreadyExists",
-            format!("{} \"{name}\" already exists", kind.qualified()),
-        )
-        .about(kind, name)
+        Self::failure(409, "AlreadyExists", format!("{} \"{name}\" already exists", kind.qualified())).about(kind, name)
     }
 
     /// 409 of a lost race or a wrong `resourceVersion`.
     pub fn conflict(kind: &Kind, name: &str) -> Self {
-        Self::conflict_because(
-            kind,
-            name,
-            "the object has been modified; please apply your changes to the latest version and try again",
-        )
+        Self::conflict_because(kind, name, "the object has been modified; please apply your changes to the latest version and try again")
     }
 
     pub fn conflict_because(kind: &Kind, name: &str, why: &str) -> Self {
-        Self::failure(
-            409,
-            "Conflict",
-            format!(
-                "Operation cannot be fulfilled on {} \"{name}\": {why}",
-                kind.qualified()
-            ),
-        )
-        .about(kind, name)
+        Self::failure(409, "Conflict", format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified())).about(kind, name)
     }
 
     /// 409 of a server-side apply over fields of another manager.
@@ -142,43 +107,25 @@ impl ApiStatus {
         };
         let text = match causes.as_slice() {
             [one] => format!(": {}: {}", one.message, one.field),
-            many => many
-                .iter()
-                .map(|c| format!("\n- {}: {}", c.message, c.field))
-                .collect(),
+            many => many.iter().map(|c| format!("\n- {}: {}", c.message, c.field)).collect(),
         };
         let separator = if causes.len() == 1 { "" } else { ":" };
-        let mut status = Self::failure(
-            409,
-            "Conflict",
-            format!("Apply failed with {count}{separator}{text}"),
-        );
-        status.details = Some(Box::new(Details {
-            causes,
-            ..Details::default()
-        }));
+        let mut status = Self::failure(409, "Conflict", format!("Apply failed with {count}{separator}{text}"));
+        status.details = Some(Box::new(Details { causes, ..Details::default() }));
         status
     }
 
     /// 403 of authorisation or admission; `name` empty for collections.
     pub fn forbidden(group: &str, plural: &str, name: &str, why: &str) -> Self {
-        let qualified = if group.is_empty() {
-            plural.to_owned()
-        } else {
-            format!("{plural}.{group}")
-        };
+        let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
         let message = match (plural.is_empty(), name.is_empty()) {
             (true, _) => format!("forbidden: {why}"),
             (false, true) => format!("{qualified} is forbidden: {why}"),
             (false, false) => format!("{qualified} \"{name}\" is forbidden: {why}"),
         };
         let mut status = Self::failure(403, "Forbidden", message);
-        status.details = Some(Box::new(Details {
-            name: name.to_owned(),
-            group: group.to_owned(),
-            kind: plural.to_owned(),
-            ..Details::default()
-        }));
+        status.details =
+            Some(Box::new(Details { name: name.to_owned(), group: group.to_owned(), kind: plural.to_owned(), ..Details::default() }));
         status
     }
 
@@ -192,25 +139,10 @@ impl ApiStatus {
 
     /// 422 with one cause per wrong field.
     pub fn invalid(kind: &Kind, name: &str, causes: Vec<Cause>) -> Self {
-        let list: Vec<String> = causes
-            .iter()
-            .map(|c| format!("{}: {}", c.field, c.message))
-            .collect();
-        let text = if list.len() == 1 {
-            list.concat()
-        } else {
-            format!("[{}]", list.join(", "))
-        };
-        let qualified = if kind.group.is_empty() {
-            kind.kind.to_owned()
-        } else {
-            format!("{}.{}", kind.kind, kind.group)
-        };
-        let mut status = Self::failure(
-            422,
-            "Invalid",
-            format!("{qualified} \"{name}\" is invalid: {text}"),
-        );
+        let list: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+        let text = if list.len() == 1 { list.concat() } else { format!("[{}]", list.join(", ")) };
+        let qualified = if kind.group.is_empty() { kind.kind.to_owned() } else { format!("{}.{}", kind.kind, kind.group) };
+        let mut status = Self::failure(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {text}"));
         status.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: kind.group.to_owned(),
@@ -227,11 +159,8 @@ impl ApiStatus {
     }
 
     pub fn method_not_allowed() -> Self {
-        let mut status = Self::failure(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource".to_owned(),
-        );
+        let mut status =
+            Self::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource".to_owned());
         status.details = Some(Box::new(Details::default()));
         status
     }
@@ -244,27 +173,15 @@ impl ApiStatus {
     pub fn unsupported_media_type(got: &str, accepted: &[&str]) -> Self {
         tracing::debug!(media_type = got, "body refused");
         let why = "the body of the request was in an unknown format - accepted media types include";
-        Self::failure(
-            415,
-            "UnsupportedMediaType",
-            format!("{why}: {}", accepted.join(", ")),
-        )
+        Self::failure(415, "UnsupportedMediaType", format!("{why}: {}", accepted.join(", ")))
     }
 
     pub fn too_large(limit: usize) -> Self {
-        Self::failure(
-            413,
-            "RequestEntityTooLarge",
-            format!("Request entity too large: limit is {limit}"),
-        )
+        Self::failure(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::failure(
-            500,
-            "InternalError",
-            format!("Internal error occurred: {message}"),
-        )
+        Self::failure(500, "InternalError", format!("Internal error occurred: {message}"))
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {
@@ -292,10 +209,7 @@ impl ApiStatus {
 
     /// Success without an object; `code` 201 as bindings and evictions answer.
     pub fn success(code: u16) -> Self {
-        Self {
-            status: "Success",
-            ..Self::failure(code, "", String::new())
-        }
+        Self { status: "Success", ..Self::failure(code, "", String::new()) }
     }
 
     /// The answer as the real server writes it, with its final newline.

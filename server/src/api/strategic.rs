@@ -92,12 +92,7 @@ fn merge_map(
     for (name, order) in orders {
         let field = ty.and_then(|t| t.field(&name));
         if let Some(Value::Array(list)) = target.get_mut(&name) {
-            sort(
-                list,
-                &order,
-                field.and_then(|f| f.keys.first()),
-                &list.clone(),
-            );
+            sort(list, &order, field.and_then(|f| f.keys.first()), &list.clone());
         }
     }
     Ok(())
@@ -111,12 +106,7 @@ fn inner(shape: Option<&Type>) -> (Option<&'static TypeDef>, Option<&Type>) {
     }
 }
 
-fn merge_list(
-    old: &mut Vec<Value>,
-    change: Vec<Value>,
-    field: Option<&Field>,
-    order: Option<&Value>,
-) -> Result<(), String> {
+fn merge_list(old: &mut Vec<Value>, change: Vec<Value>, field: Option<&Field>, order: Option<&Value>) -> Result<(), String> {
     let before = old.clone();
     match field {
         Some(Field { keys, ty, .. }) if !keys.is_empty() => {
@@ -145,16 +135,10 @@ fn merge_list(
     Ok(())
 }
 
-fn merge_keyed(
-    old: &mut Vec<Value>,
-    change: Vec<Value>,
-    key: &str,
-    ty: Option<&TypeDef>,
-) -> Result<(), String> {
+fn merge_keyed(old: &mut Vec<Value>, change: Vec<Value>, key: &str, ty: Option<&TypeDef>) -> Result<(), String> {
     let is_replace = |item: &Value| item[PATCH] == "replace";
     if change.iter().any(is_replace) {
-        let keep =
-            |item: &Value| !(is_replace(item) && item.as_object().is_some_and(|m| m.len() == 1));
+        let keep = |item: &Value| !(is_replace(item) && item.as_object().is_some_and(|m| m.len() == 1));
         *old = change.into_iter().filter(keep).map(strip).collect();
         return Ok(());
     }
@@ -163,10 +147,7 @@ fn merge_keyed(
             return Err(format!("a list merged by {key} must hold objects"));
         };
         let Some(id) = item.get(key).cloned() else {
-            return Err(format!(
-                "map: {} does not contain declared merge key: {key}",
-                Value::Object(item)
-            ));
+            return Err(format!("map: {} does not contain declared merge key: {key}", Value::Object(item)));
         };
         if item.get(PATCH).is_some_and(|d| d == "delete") {
             old.retain(|o| o.get(key) != Some(&id));
@@ -197,8 +178,7 @@ fn sort(list: &mut Vec<Value>, order: &Value, key: Option<&String>, before: &[Va
     };
     let wanted: Vec<Value> = order.iter().map(id).collect();
     let position = |item: &Value| wanted.iter().position(|w| *w == id(item));
-    let (mut named, others): (Vec<Value>, Vec<Value>) =
-        list.drain(..).partition(|i| position(i).is_some());
+    let (mut named, others): (Vec<Value>, Vec<Value>) = list.drain(..).partition(|i| position(i).is_some());
     named.sort_by_key(|item| position(item));
     let stood = |item: &Value| before.iter().position(|b| id(b) == id(item));
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
@@ -206,11 +186,7 @@ fn sort(list: &mut Vec<Value>, order: &Value, key: Option<&String>, before: &[Va
         match (named.peek(), others.peek()) {
             (Some(left), Some(right)) => {
                 let left_first = matches!((stood(left), stood(right)), (Some(l), Some(r)) if l < r);
-                list.extend(if left_first {
-                    named.next()
-                } else {
-                    others.next()
-                });
+                list.extend(if left_first { named.next() } else { others.next() });
             }
             (Some(_), None) => list.extend(named.next()),
             (None, _) => {
@@ -226,9 +202,7 @@ fn strip(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(strip_map(map)),
         Value::Array(list) => {
-            let kept = list
-                .into_iter()
-                .filter(|i| !matches!(i.get(PATCH).and_then(Value::as_str), Some("delete")));
+            let kept = list.into_iter().filter(|i| !matches!(i.get(PATCH).and_then(Value::as_str), Some("delete")));
             Value::Array(kept.map(strip).collect())
         }
         other => other,
@@ -236,9 +210,7 @@ fn strip(value: Value) -> Value {
 }
 
 fn strip_map(map: Map<String, Value>) -> Map<String, Value> {
-    let kept = map
-        .into_iter()
-        .filter(|(key, value)| !key.starts_with('$') && !value.is_null());
+    let kept = map.into_iter().filter(|(key, value)| !key.starts_with('$') && !value.is_null());
     kept.map(|(key, value)| (key, strip(value))).collect()
 }
 
@@ -339,15 +311,7 @@ mod tests {
         let ty = schema().of("", "Pod");
         let mut target = json!({"spec": {"containers": []}});
         assert!(merge(&mut target, json!([1]), ty).is_err());
-        let error = merge(
-            &mut target,
-            json!({"spec": {"containers": [{"image": "x"}]}}),
-            ty,
-        )
-        .unwrap_err();
-        assert!(
-            error.contains("does not contain declared merge key: name"),
-            "{error}"
-        );
+        let error = merge(&mut target, json!({"spec": {"containers": [{"image": "x"}]}}), ty).unwrap_err();
+        assert!(error.contains("does not contain declared merge key: name"), "{error}");
     }
 }

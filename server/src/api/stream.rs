@@ -45,10 +45,7 @@ struct Sender {
 }
 
 /// `GET ?watch`.
-pub(super) fn watch(
-    context: &Context,
-    stop: watch::Receiver<bool>,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) fn watch(context: &Context, stop: watch::Receiver<bool>) -> Result<Response<Body>, ApiStatus> {
     let selectors = context.selectors()?;
     let query = &context.query;
     let bookmarks = query.flag("allowWatchBookmarks");
@@ -58,11 +55,7 @@ pub(super) fn watch(
             "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
         ));
     }
-    let from = if initial {
-        0
-    } else {
-        query.number("resourceVersion")?.unwrap_or(0)
-    };
+    let from = if initial { 0 } else { query.number("resourceVersion")?.unwrap_or(0) };
     let seconds = match query.number("timeoutSeconds")?.unwrap_or(0) {
         0 => {
             let mut random = [0_u8; 2];
@@ -71,10 +64,7 @@ pub(super) fn watch(
         }
         seconds => seconds,
     };
-    let opened = context
-        .server
-        .registry
-        .watch(context.kind, context.namespace(), selectors, from);
+    let opened = context.server.registry.watch(context.kind, context.namespace(), selectors, from);
     let now = Instant::now();
     let watch = match opened {
         Ok(watch) => watch,
@@ -82,12 +72,7 @@ pub(super) fn watch(
         Err(status) if status.code == 410 => return Ok(response(single(error_line(&status)))),
         Err(status) => return Err(status),
     };
-    let sender = Sender {
-        context: copy(context),
-        bookmarks,
-        initial,
-        synthetic: from == 0,
-    };
+    let sender = Sender { context: copy(context), bookmarks, initial, synthetic: from == 0 };
     let stream = Stream {
         watch,
         context: sender,
@@ -100,9 +85,7 @@ pub(super) fn watch(
         let line = stream.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(line)), stream))
     });
-    Ok(response(Body::new(
-        StreamBody::new(frames).map_err(|never| match never {}),
-    )))
+    Ok(response(Body::new(StreamBody::new(frames).map_err(|never| match never {}))))
 }
 
 fn copy(context: &Context) -> Context {
@@ -119,9 +102,7 @@ fn copy(context: &Context) -> Context {
 
 fn response(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -152,11 +133,7 @@ impl Stream {
             if self.over {
                 return None;
             }
-            let bookmark = if self.context.bookmarks {
-                self.bookmark
-            } else {
-                self.ends
-            };
+            let bookmark = if self.context.bookmarks { self.bookmark } else { self.ends };
             tokio::select! {
                 // Changes first: a bookmark must not overtake them.
                 biased;

@@ -13,9 +13,7 @@ use super::{meta, render, scale, table_pod};
 pub(super) fn table(kind: &Kind, version: &str, metadata: &Value, rows: Vec<Value>) -> Value {
     let definitions: Vec<Value> = columns(kind)
         .iter()
-        .map(|(name, ty, format, priority)| {
-            json!({"name": name, "type": ty, "format": format, "description": "", "priority": priority})
-        })
+        .map(|(name, ty, format, priority)| json!({"name": name, "type": ty, "format": format, "description": "", "priority": priority}))
         .collect();
     json!({
         "kind": "Table", "apiVersion": version, "metadata": metadata,
@@ -39,14 +37,7 @@ fn cells(kind: &Kind, object: &Value, now: OffsetDateTime) -> Vec<Value> {
     match (kind.group, kind.kind) {
         ("", "Pod") => {
             let pod = table_pod::summary(object, now);
-            let text = |path: &str| {
-                json!(
-                    object
-                        .pointer(path)
-                        .and_then(Value::as_str)
-                        .unwrap_or("<none>")
-                )
-            };
+            let text = |path: &str| json!(object.pointer(path).and_then(Value::as_str).unwrap_or("<none>"));
             let gates = table_pod::readiness_gates(object);
             vec![
                 name,
@@ -61,23 +52,10 @@ fn cells(kind: &Kind, object: &Value, now: OffsetDateTime) -> Vec<Value> {
             ]
         }
         ("", "Node") => node(object, name, age),
-        ("", "Namespace") => vec![
-            name,
-            json!(object["status"]["phase"].as_str().unwrap_or_default()),
-            age,
-        ],
-        ("", "ConfigMap") => vec![
-            name,
-            json!((len(&object["data"]) + len(&object["binaryData"])).to_string()),
-            age,
-        ],
+        ("", "Namespace") => vec![name, json!(object["status"]["phase"].as_str().unwrap_or_default()), age],
+        ("", "ConfigMap") => vec![name, json!((len(&object["data"]) + len(&object["binaryData"])).to_string()), age],
         ("", "Secret") => {
-            vec![
-                name,
-                json!(object["type"].as_str().unwrap_or_default()),
-                json!(len(&object["data"]).to_string()),
-                age,
-            ]
+            vec![name, json!(object["type"].as_str().unwrap_or_default()), json!(len(&object["data"]).to_string()), age]
         }
         ("", "ServiceAccount") => vec![name, json!(len(&object["secrets"]).to_string()), age],
         ("", "Service") => service(object, name, age),
@@ -113,20 +91,10 @@ fn cells(kind: &Kind, object: &Value, now: OffsetDateTime) -> Vec<Value> {
             ]
         }
         ("discovery.k8s.io", "EndpointSlice") => {
-            let ports = list(&object["ports"]).map(|p| {
-                p["port"]
-                    .as_i64()
-                    .map_or_else(|| "*".to_owned(), |p| p.to_string())
-            });
-            let addresses = list(&object["endpoints"])
-                .flat_map(|e| list(&e["addresses"]))
-                .filter_map(Value::as_str);
+            let ports = list(&object["ports"]).map(|p| p["port"].as_i64().map_or_else(|| "*".to_owned(), |p| p.to_string()));
+            let addresses = list(&object["endpoints"]).flat_map(|e| list(&e["addresses"])).filter_map(Value::as_str);
             let unset = |text: String| {
-                if text.is_empty() {
-                    "<unset>".to_owned()
-                } else {
-                    text
-                }
+                if text.is_empty() { "<unset>".to_owned() } else { text }
             };
             vec![
                 name,
@@ -137,21 +105,9 @@ fn cells(kind: &Kind, object: &Value, now: OffsetDateTime) -> Vec<Value> {
             ]
         }
         ("coordination.k8s.io", "Lease") => {
-            vec![
-                name,
-                json!(
-                    object["spec"]["holderIdentity"]
-                        .as_str()
-                        .unwrap_or_default()
-                ),
-                age,
-            ]
+            vec![name, json!(object["spec"]["holderIdentity"].as_str().unwrap_or_default()), age]
         }
-        ("node.k8s.io", "RuntimeClass") => vec![
-            name,
-            json!(object["handler"].as_str().unwrap_or_default()),
-            age,
-        ],
+        ("node.k8s.io", "RuntimeClass") => vec![name, json!(object["handler"].as_str().unwrap_or_default()), age],
         ("storage.k8s.io", "CSINode") => vec![name, json!(len(&object["spec"]["drivers"])), age],
         _ => vec![name, age],
     }
@@ -162,11 +118,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn len(value: &Value) -> usize {
-    value
-        .as_object()
-        .map(serde_json::Map::len)
-        .or_else(|| value.as_array().map(Vec::len))
-        .unwrap_or(0)
+    value.as_object().map(serde_json::Map::len).or_else(|| value.as_array().map(Vec::len)).unwrap_or(0)
 }
 
 fn or_none(text: &str) -> &str {
@@ -177,18 +129,12 @@ fn or_none(text: &str) -> &str {
 fn shorten(all: Vec<String>) -> String {
     let more = all.len().saturating_sub(3);
     let shown = all[..all.len().min(3)].join(",");
-    if more > 0 {
-        format!("{shown} + {more} more...")
-    } else {
-        shown
-    }
+    if more > 0 { format!("{shown} + {more} more...") } else { shown }
 }
 
 fn containers(spec: &Value) -> [Value; 2] {
     let texts = |field: &str| {
-        let all: Vec<&str> = list(&spec["containers"])
-            .filter_map(|c| c[field].as_str())
-            .collect();
+        let all: Vec<&str> = list(&spec["containers"]).filter_map(|c| c[field].as_str()).collect();
         json!(all.join(","))
     };
     [texts("name"), texts("image")]
@@ -209,29 +155,17 @@ fn node(object: &Value, name: Value, age: Value) -> Vec<Value> {
         .into_iter()
         .flatten()
         .filter_map(|(key, value)| {
-            let named = key
-                .strip_prefix("node-role.kubernetes.io/")
-                .filter(|r| !r.is_empty());
-            named.or_else(|| {
-                (key == "kubernetes.io/role")
-                    .then(|| value.as_str())
-                    .flatten()
-            })
+            let named = key.strip_prefix("node-role.kubernetes.io/").filter(|r| !r.is_empty());
+            named.or_else(|| (key == "kubernetes.io/role").then(|| value.as_str()).flatten())
         })
         .collect();
     roles.sort_unstable();
     let address = |ty: &str| {
         let found = list(&object["status"]["addresses"]).find(|a| a["type"] == ty);
-        json!(
-            found
-                .and_then(|a| a["address"].as_str())
-                .unwrap_or("<none>")
-        )
+        json!(found.and_then(|a| a["address"].as_str()).unwrap_or("<none>"))
     };
     let info = |field: &str, absent: &str| {
-        let text = object["status"]["nodeInfo"][field]
-            .as_str()
-            .unwrap_or_default();
+        let text = object["status"]["nodeInfo"][field].as_str().unwrap_or_default();
         json!(if text.is_empty() { absent } else { text })
     };
     vec![
@@ -251,22 +185,13 @@ fn node(object: &Value, name: Value, age: Value) -> Vec<Value> {
 fn service(object: &Value, name: Value, age: Value) -> Vec<Value> {
     let spec = &object["spec"];
     let ty = spec["type"].as_str().unwrap_or("ClusterIP");
-    let external: Vec<&str> = list(&spec["externalIPs"])
-        .filter_map(Value::as_str)
-        .collect();
+    let external: Vec<&str> = list(&spec["externalIPs"]).filter_map(Value::as_str).collect();
     let external = match ty {
         "ExternalName" => spec["externalName"].as_str().unwrap_or_default().to_owned(),
         "LoadBalancer" => {
             let ingress = list(&object["status"]["loadBalancer"]["ingress"]);
-            let all: Vec<&str> = ingress
-                .filter_map(|i| i["ip"].as_str().or_else(|| i["hostname"].as_str()))
-                .chain(external)
-                .collect();
-            if all.is_empty() {
-                "<pending>".to_owned()
-            } else {
-                all.join(",")
-            }
+            let all: Vec<&str> = ingress.filter_map(|i| i["ip"].as_str().or_else(|| i["hostname"].as_str())).chain(external).collect();
+            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
         }
         _ => or_none(&external.join(",")).to_owned(),
     };
@@ -283,12 +208,7 @@ fn service(object: &Value, name: Value, age: Value) -> Vec<Value> {
     vec![
         name,
         json!(ty),
-        json!(
-            spec["clusterIP"]
-                .as_str()
-                .filter(|ip| !ip.is_empty())
-                .unwrap_or("<none>")
-        ),
+        json!(spec["clusterIP"].as_str().filter(|ip| !ip.is_empty()).unwrap_or("<none>")),
         json!(external),
         json!(or_none(&ports.join(","))),
         age,
@@ -299,37 +219,22 @@ fn service(object: &Value, name: Value, age: Value) -> Vec<Value> {
 fn endpoints(object: &Value) -> String {
     let pairs: Vec<String> = list(&object["subsets"])
         .flat_map(|subset| {
-            list(&subset["addresses"]).flat_map(move |a| {
-                list(&subset["ports"])
-                    .map(move |p| format!("{}:{}", a["ip"].as_str().unwrap_or_default(), p["port"]))
-            })
+            list(&subset["addresses"])
+                .flat_map(move |a| list(&subset["ports"]).map(move |p| format!("{}:{}", a["ip"].as_str().unwrap_or_default(), p["port"])))
         })
         .collect();
-    if pairs.is_empty() {
-        "<none>".to_owned()
-    } else {
-        shorten(pairs)
-    }
+    if pairs.is_empty() { "<none>".to_owned() } else { shorten(pairs) }
 }
 
 fn event(object: &Value, now: OffsetDateTime) -> Vec<Value> {
     // Both views of events pass here.
-    let first_of = |fields: &[&str]| {
-        fields
-            .iter()
-            .map(|f| &object[*f])
-            .find(|v| !v.is_null())
-            .cloned()
-            .unwrap_or_default()
-    };
+    let first_of = |fields: &[&str]| fields.iter().map(|f| &object[*f]).find(|v| !v.is_null()).cloned().unwrap_or_default();
     let target = first_of(&["involvedObject", "regarding"]);
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let first = first_of(&["firstTimestamp", "deprecatedFirstTimestamp", "eventTime"]);
     let (mut last, mut count) = (
         first_of(&["lastTimestamp", "deprecatedLastTimestamp", "eventTime"]),
-        first_of(&["count", "deprecatedCount"])
-            .as_i64()
-            .unwrap_or(0),
+        first_of(&["count", "deprecatedCount"]).as_i64().unwrap_or(0),
     );
     if object["series"].is_object() {
         last = object["series"]["lastObservedTime"].clone();
@@ -339,29 +244,19 @@ fn event(object: &Value, now: OffsetDateTime) -> Vec<Value> {
     }
     let source = first_of(&["source", "deprecatedSource"]);
     let component = match text(&source["component"]) {
-        component if component.is_empty() => {
-            text(&first_of(&["reportingComponent", "reportingController"]))
-        }
+        component if component.is_empty() => text(&first_of(&["reportingComponent", "reportingController"])),
         component => component,
     };
     let host = match text(&source["host"]) {
         host if host.is_empty() => text(&object["reportingInstance"]),
         host => host,
     };
-    let from = if host.is_empty() {
-        component
-    } else {
-        format!("{component}, {host}")
-    };
+    let from = if host.is_empty() { component } else { format!("{component}, {host}") };
     vec![
         json!(age(&last, now)),
         json!(text(&object["type"])),
         json!(text(&object["reason"])),
-        json!(format!(
-            "{}/{}",
-            text(&target["kind"]).to_lowercase(),
-            text(&target["name"])
-        )),
+        json!(format!("{}/{}", text(&target["kind"]).to_lowercase(), text(&target["name"]))),
         json!(text(&target["fieldPath"])),
         json!(from),
         json!(text(&first_of(&["message", "note"])).trim()),
@@ -383,11 +278,7 @@ pub(super) fn age(since: &Value, now: OffsetDateTime) -> String {
 pub(super) fn human_duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     let pair = |large: i64, unit: &str, small: i64, small_unit: &str| {
-        if small == 0 {
-            format!("{large}{unit}")
-        } else {
-            format!("{large}{unit}{small}{small_unit}")
-        }
+        if small == 0 { format!("{large}{unit}") } else { format!("{large}{unit}{small}{small_unit}") }
     };
     if seconds < -1 {
         "<invalid>".to_owned()
@@ -442,11 +333,7 @@ mod tests {
     fn every_row_has_a_cell_for_each_column() {
         let object = json!({"metadata": {"name": "x", "creationTimestamp": meta::now()}, "spec": {}, "status": {}});
         for kind in kind::KINDS {
-            assert_eq!(
-                cells(kind, &object, OffsetDateTime::now_utc()).len(),
-                columns(kind).len(),
-                "{kind:?}"
-            );
+            assert_eq!(cells(kind, &object, OffsetDateTime::now_utc()).len(), columns(kind).len(), "{kind:?}");
         }
     }
 
@@ -457,22 +344,11 @@ mod tests {
             "spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}],
             "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "nodeInfo": {"kubeletVersion": "v1"}}});
         let cells_of = |kind: &Kind, object: &Value| cells(kind, object, now);
-        assert_eq!(
-            cells_of(&kind::NODE, &node)[1..3],
-            [json!("Ready,SchedulingDisabled"), json!("worker")]
-        );
+        assert_eq!(cells_of(&kind::NODE, &node)[1..3], [json!("Ready,SchedulingDisabled"), json!("worker")]);
         let service = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "10.43.0.9",
             "ports": [{"port": 80, "nodePort": 30001, "protocol": "TCP"}], "selector": {"app": "a"}}});
         let cells = cells_of(&kind::SERVICE, &service);
-        assert_eq!(
-            cells[1..5],
-            [
-                json!("NodePort"),
-                json!("10.43.0.9"),
-                json!("<none>"),
-                json!("80:30001/TCP")
-            ]
-        );
+        assert_eq!(cells[1..5], [json!("NodePort"), json!("10.43.0.9"), json!("<none>"), json!("80:30001/TCP")]);
         assert_eq!(cells[6], "app=a");
     }
 }

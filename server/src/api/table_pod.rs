@@ -22,9 +22,7 @@ fn text(value: &Value) -> &str {
 }
 
 fn condition<'a>(pod: &'a Value, ty: &str) -> Option<&'a Value> {
-    list(&pod["status"]["conditions"])
-        .iter()
-        .find(|c| c["type"] == ty)
+    list(&pod["status"]["conditions"]).iter().find(|c| c["type"] == ty)
 }
 
 fn is_true(pod: &Value, ty: &str) -> bool {
@@ -39,9 +37,7 @@ struct Restarts {
 impl Restarts {
     fn add(&mut self, status: &Value) {
         self.count += status["restartCount"].as_i64().unwrap_or(0);
-        let ended = status["lastState"]["terminated"]["finishedAt"]
-            .as_str()
-            .and_then(meta::parse_time);
+        let ended = status["lastState"]["terminated"]["finishedAt"].as_str().and_then(meta::parse_time);
         self.last = self.last.max(ended);
     }
 }
@@ -59,15 +55,8 @@ fn exit(terminated: &Value) -> String {
 
 pub(super) fn summary(pod: &Value, now: OffsetDateTime) -> Summary {
     let status = &pod["status"];
-    let sidecar = |name: &Value| {
-        list(&pod["spec"]["initContainers"])
-            .iter()
-            .any(|c| c["name"] == *name && c["restartPolicy"] == "Always")
-    };
-    let sidecars = list(&pod["spec"]["initContainers"])
-        .iter()
-        .filter(|c| c["restartPolicy"] == "Always")
-        .count();
+    let sidecar = |name: &Value| list(&pod["spec"]["initContainers"]).iter().any(|c| c["name"] == *name && c["restartPolicy"] == "Always");
+    let sidecars = list(&pod["spec"]["initContainers"]).iter().filter(|c| c["restartPolicy"] == "Always").count();
     let total = list(&pod["spec"]["containers"]).len() + sidecars;
     let mut reason = match text(&status["reason"]) {
         "" => text(&status["phase"]),
@@ -78,14 +67,8 @@ pub(super) fn summary(pod: &Value, now: OffsetDateTime) -> Summary {
         reason = "SchedulingGated".to_owned();
     }
     let (mut ready, mut initializing) = (0, false);
-    let mut restarts = Restarts {
-        count: 0,
-        last: None,
-    };
-    let mut sidecar_restarts = Restarts {
-        count: 0,
-        last: None,
-    };
+    let mut restarts = Restarts { count: 0, last: None };
+    let mut sidecar_restarts = Restarts { count: 0, last: None };
     for (index, container) in list(&status["initContainerStatuses"]).iter().enumerate() {
         restarts.add(container);
         let beside = sidecar(&container["name"]);
@@ -105,10 +88,7 @@ pub(super) fn summary(pod: &Value, now: OffsetDateTime) -> Summary {
         } else if !["", "PodInitializing"].contains(&text(&state["waiting"]["reason"])) {
             format!("Init:{}", text(&state["waiting"]["reason"]))
         } else {
-            format!(
-                "Init:{index}/{}",
-                list(&pod["spec"]["initContainers"]).len()
-            )
+            format!("Init:{index}/{}", list(&pod["spec"]["initContainers"]).len())
         };
         initializing = true;
         break;
@@ -129,12 +109,7 @@ pub(super) fn summary(pod: &Value, now: OffsetDateTime) -> Summary {
             }
         }
         if reason == "Completed" && running {
-            reason = if is_true(pod, "Ready") {
-                "Running"
-            } else {
-                "NotReady"
-            }
-            .to_owned();
+            reason = if is_true(pod, "Ready") { "Running" } else { "NotReady" }.to_owned();
         }
     }
     if meta::is_deleting(pod) {
@@ -146,18 +121,11 @@ pub(super) fn summary(pod: &Value, now: OffsetDateTime) -> Summary {
     }
     let restarts = match (restarts.count, restarts.last) {
         (count, Some(last)) if count != 0 => {
-            format!(
-                "{count} ({} ago)",
-                table::human_duration((now - last).whole_seconds())
-            )
+            format!("{count} ({} ago)", table::human_duration((now - last).whole_seconds()))
         }
         (count, _) => count.to_string(),
     };
-    Summary {
-        ready: format!("{ready}/{total}"),
-        status: reason,
-        restarts,
-    }
+    Summary { ready: format!("{ready}/{total}"), status: reason, restarts }
 }
 
 /// How many of the pod's readiness gates hold.
@@ -166,10 +134,7 @@ pub(super) fn readiness_gates(pod: &Value) -> String {
     if gates.is_empty() {
         return "<none>".to_owned();
     }
-    let held = gates
-        .iter()
-        .filter(|g| is_true(pod, text(&g["conditionType"])))
-        .count();
+    let held = gates.iter().filter(|g| is_true(pod, text(&g["conditionType"]))).count();
     format!("{held}/{}", gates.len())
 }
 
@@ -180,101 +145,33 @@ mod tests {
 
     #[test]
     fn status_words_follow_the_containers() {
-        let running =
-            json!({"name": "c", "ready": true, "restartCount": 0, "state": {"running": {}}});
+        let running = json!({"name": "c", "ready": true, "restartCount": 0, "state": {"running": {}}});
         let crashed = json!({"name": "c", "ready": false, "restartCount": 3,
             "state": {"waiting": {"reason": "CrashLoopBackOff"}},
             "lastState": {"terminated": {"finishedAt": "2026-01-01T00:00:00Z"}}});
         let killed = json!({"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}});
-        let nameless =
-            json!({"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 3}}});
+        let nameless = json!({"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 3}}});
         let done = json!({"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}});
         let init = json!({"name": "i", "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}});
         let rows = [
-            (
-                "pending",
-                json!({"phase": "Pending"}),
-                false,
-                "0/1",
-                "Pending",
-                "0",
-            ),
-            (
-                "running",
-                json!({"phase": "Running", "containerStatuses": [running]}),
-                false,
-                "1/1",
-                "Running",
-                "0",
-            ),
-            (
-                "crash loop",
-                json!({"phase": "Running", "containerStatuses": [crashed]}),
-                false,
-                "0/1",
-                "CrashLoopBackOff",
-                "3 (60s ago)",
-            ),
-            (
-                "killed",
-                json!({"phase": "Running", "containerStatuses": [killed]}),
-                false,
-                "0/1",
-                "OOMKilled",
-                "0",
-            ),
-            (
-                "no reason",
-                json!({"phase": "Failed", "containerStatuses": [nameless]}),
-                false,
-                "0/1",
-                "ExitCode:3",
-                "0",
-            ),
-            (
-                "done",
-                json!({"phase": "Succeeded", "containerStatuses": [done]}),
-                false,
-                "0/1",
-                "Completed",
-                "0",
-            ),
-            (
-                "init",
-                json!({"phase": "Pending", "initContainerStatuses": [init]}),
-                false,
-                "0/1",
-                "Init:0/1",
-                "0",
-            ),
-            (
-                "evicted",
-                json!({"phase": "Failed", "reason": "Evicted"}),
-                false,
-                "0/1",
-                "Evicted",
-                "0",
-            ),
-            (
-                "terminating",
-                json!({"phase": "Running", "containerStatuses": [running]}),
-                true,
-                "1/1",
-                "Terminating",
-                "0",
-            ),
+            ("pending", json!({"phase": "Pending"}), false, "0/1", "Pending", "0"),
+            ("running", json!({"phase": "Running", "containerStatuses": [running]}), false, "1/1", "Running", "0"),
+            ("crash loop", json!({"phase": "Running", "containerStatuses": [crashed]}), false, "0/1", "CrashLoopBackOff", "3 (60s ago)"),
+            ("killed", json!({"phase": "Running", "containerStatuses": [killed]}), false, "0/1", "OOMKilled", "0"),
+            ("no reason", json!({"phase": "Failed", "containerStatuses": [nameless]}), false, "0/1", "ExitCode:3", "0"),
+            ("done", json!({"phase": "Succeeded", "containerStatuses": [done]}), false, "0/1", "Completed", "0"),
+            ("init", json!({"phase": "Pending", "initContainerStatuses": [init]}), false, "0/1", "Init:0/1", "0"),
+            ("evicted", json!({"phase": "Failed", "reason": "Evicted"}), false, "0/1", "Evicted", "0"),
+            ("terminating", json!({"phase": "Running", "containerStatuses": [running]}), true, "1/1", "Terminating", "0"),
         ];
         let now = meta::parse_time("2026-01-01T00:01:00Z").unwrap();
         for (name, status, deleting, ready, word, restarts) in rows {
-            let mut pod = json!({"metadata": {}, "spec": {"containers": [{"name": "c"}], "initContainers": [{"name": "i"}]}, "status": status});
+            let mut pod =
+                json!({"metadata": {}, "spec": {"containers": [{"name": "c"}], "initContainers": [{"name": "i"}]}, "status": status});
             if deleting {
                 pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             }
-            let expected = Summary {
-                ready: ready.to_owned(),
-                status: word.to_owned(),
-                restarts: restarts.to_owned(),
-            };
+            let expected = Summary { ready: ready.to_owned(), status: word.to_owned(), restarts: restarts.to_owned() };
             assert_eq!(summary(&pod, now), expected, "{name}");
         }
     }

@@ -18,19 +18,13 @@ const RENAMED: &[(&str, &str)] = &[
 
 /// What a client sent, as it is stored.
 pub(super) fn to_stored(kind: &Kind, object: Value) -> Value {
-    if kind == &kind::EVENT_V1 {
-        rename(object, "v1", |(new, old)| (*new, *old))
-    } else {
-        object
-    }
+    if kind == &kind::EVENT_V1 { rename(object, "v1", |(new, old)| (*new, *old)) } else { object }
 }
 
 /// What is stored, as the client asked to see it.
 pub(super) fn to_served<'a>(kind: &Kind, object: &'a Value) -> Cow<'a, Value> {
     if kind == &kind::EVENT_V1 {
-        Cow::Owned(rename(object.clone(), "events.k8s.io/v1", |(new, old)| {
-            (*old, *new)
-        }))
+        Cow::Owned(rename(object.clone(), "events.k8s.io/v1", |(new, old)| (*old, *new)))
     } else if kind == &kind::EVENT && object["apiVersion"] != "v1" {
         let mut object = object.clone();
         object["apiVersion"] = json!("v1");
@@ -40,11 +34,7 @@ pub(super) fn to_served<'a>(kind: &Kind, object: &'a Value) -> Cow<'a, Value> {
     }
 }
 
-fn rename(
-    mut object: Value,
-    version: &str,
-    direction: fn(&(&'static str, &'static str)) -> (&'static str, &'static str),
-) -> Value {
+fn rename(mut object: Value, version: &str, direction: fn(&(&'static str, &'static str)) -> (&'static str, &'static str)) -> Value {
     if let Some(map) = object.as_object_mut() {
         for pair in RENAMED {
             let (from, to) = direction(pair);

@@ -47,9 +47,7 @@ impl Event {
     pub fn json(&self) -> Bytes {
         let write = || Bytes::from(serde_json::to_vec(&*self.object).unwrap_or_default());
         match &self.change {
-            Some(change) if Arc::ptr_eq(&change.object, &self.object) => {
-                change.json.get_or_init(write).clone()
-            }
+            Some(change) if Arc::ptr_eq(&change.object, &self.object) => change.json.get_or_init(write).clone(),
             _ => write(),
         }
     }
@@ -89,20 +87,15 @@ impl Watch {
             let selectors = &watch.selectors;
             let listing = store.list(kind.storage, namespace, |object| selectors.matches(object));
             watch.position = listing.version;
-            watch
-                .ready
-                .extend(listing.objects.into_iter().map(|s| Event {
-                    kind: EventType::Added,
-                    object: s.value,
-                    resource_version: s.version,
-                    change: None,
-                }));
+            watch.ready.extend(listing.objects.into_iter().map(|s| Event {
+                kind: EventType::Added,
+                object: s.value,
+                resource_version: s.version,
+                change: None,
+            }));
             watch.ready.push_back(watch.bookmark_event());
         } else if from > store.version() {
-            return Err(ApiStatus::timeout(format!(
-                "Too large resource version: {from}, current: {}",
-                store.version()
-            )));
+            return Err(ApiStatus::timeout(format!("Too large resource version: {from}, current: {}", store.version())));
         } else {
             watch.read()?;
         }
@@ -147,24 +140,14 @@ impl Watch {
             "apiVersion": self.kind.api_version(),
             "metadata": { "resourceVersion": self.position.to_string(), "creationTimestamp": null },
         });
-        Event {
-            kind: EventType::Bookmark,
-            object: Arc::new(object),
-            resource_version: self.position,
-            change: None,
-        }
+        Event { kind: EventType::Bookmark, object: Arc::new(object), resource_version: self.position, change: None }
     }
 
     fn read(&mut self) -> Result<(), ApiStatus> {
         let (changes, position) = self
             .store
             .changes(self.kind.storage, self.position)
-            .map_err(|expired| {
-                ApiStatus::expired(format!(
-                    "too old resource version: {} ({})",
-                    expired.asked, expired.oldest
-                ))
-            })?;
+            .map_err(|expired| ApiStatus::expired(format!("too old resource version: {} ({})", expired.asked, expired.oldest)))?;
         self.position = position;
         for change in changes {
             if let Some(kind) = self.sees(&change) {
@@ -186,10 +169,7 @@ impl Watch {
                 return None;
             }
         }
-        let before = change
-            .before
-            .as_ref()
-            .is_some_and(|b| self.selectors.matches(b));
+        let before = change.before.as_ref().is_some_and(|b| self.selectors.matches(b));
         let after = change.kind != ChangeKind::Deleted && self.selectors.matches(&change.object);
         match (before, after) {
             (false, true) => Some(EventType::Added),

@@ -55,18 +55,11 @@ pub fn authenticate(
     let header = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
     let basic = header.and_then(decode_basic);
     let certificate = peer.map(|p| certificate(p, now));
-    let bearer = header
-        .and_then(strip_bearer)
-        .map(|token| credentials.bearer(token, &[]).map(|t| t.identity));
+    let bearer = header.and_then(strip_bearer).map(|token| credentials.bearer(token, &[]).map(|t| t.identity));
     let api = first([certificate.clone(), bearer.clone()]);
     let password = basic.map(|(user, password)| credentials.basic(&user, &password));
     let supervisor = first([password, certificate, bearer]);
-    Caller {
-        remote,
-        peer: peer.cloned(),
-        supervisor,
-        api,
-    }
+    Caller { remote, peer: peer.cloned(), supervisor, api }
 }
 
 fn first<const N: usize>(methods: [Option<Option<Identity>>; N]) -> Login {
@@ -82,40 +75,26 @@ fn first<const N: usize>(methods: [Option<Option<Identity>>; N]) -> Login {
             None => seen = true,
         }
     }
-    if seen {
-        Login::Rejected
-    } else {
-        Login::Anonymous
-    }
+    if seen { Login::Rejected } else { Login::Anonymous }
 }
 
 fn certificate(peer: &PeerCert, now: SystemTime) -> Option<Identity> {
-    if !peer.trusted || now < peer.not_before || now > peer.not_after || peer.common_name.is_empty()
-    {
+    if !peer.trusted || now < peer.not_before || now > peer.not_after || peer.common_name.is_empty() {
         return None;
     }
-    Some(Identity {
-        user: peer.common_name.clone(),
-        groups: peer.organizations.clone(),
-        uid: String::new(),
-        extra: Vec::new(),
-    })
+    Some(Identity { user: peer.common_name.clone(), groups: peer.organizations.clone(), uid: String::new(), extra: Vec::new() })
 }
 
 fn decode_basic(header: &str) -> Option<(String, String)> {
     let encoded = strip_scheme(header, "basic")?;
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(encoded.trim())
-        .ok()?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let (user, password) = text.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
 }
 
 fn strip_bearer(header: &str) -> Option<&str> {
-    strip_scheme(header, "bearer")
-        .map(str::trim)
-        .filter(|t| !t.is_empty())
+    strip_scheme(header, "bearer").map(str::trim).filter(|t| !t.is_empty())
 }
 
 fn strip_scheme<'a>(header: &'a str, scheme: &str) -> Option<&'a str> {
@@ -133,10 +112,7 @@ mod tests {
             (user == "node" && password == "good").then(|| Identity::new("node", &["k3s:agent"]))
         }
         fn bearer(&self, token: &str, _: &[String]) -> Option<super::super::Token> {
-            (token == "good").then(|| super::super::Token {
-                identity: Identity::new("sa", &[]),
-                audiences: Vec::new(),
-            })
+            (token == "good").then(|| super::super::Token { identity: Identity::new("sa", &[]), audiences: Vec::new() })
         }
     }
 
@@ -153,70 +129,17 @@ mod tests {
 
     #[test]
     fn order_and_outcomes_follow_k3s() {
-        let b64 = |s: &str| {
-            format!(
-                "Basic {}",
-                base64::engine::general_purpose::STANDARD.encode(s)
-            )
-        };
-        type Row = (
-            &'static str,
-            Option<String>,
-            Option<PeerCert>,
-            &'static str,
-            &'static str,
-        );
+        let b64 = |s: &str| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(s));
+        type Row = (&'static str, Option<String>, Option<PeerCert>, &'static str, &'static str);
         let rows: &[Row] = &[
             ("nothing", None, None, "anonymous", "anonymous"),
-            (
-                "good password",
-                Some(b64("node:good")),
-                None,
-                "node",
-                "anonymous",
-            ),
-            (
-                "bad password",
-                Some(b64("node:bad")),
-                None,
-                "rejected",
-                "anonymous",
-            ),
-            (
-                "undecodable",
-                Some("Basic %%%".to_owned()),
-                None,
-                "anonymous",
-                "anonymous",
-            ),
-            (
-                "password beats certificate",
-                Some(b64("node:good")),
-                Some(cert(true)),
-                "node",
-                "system:node:a",
-            ),
-            (
-                "certificate beats bearer",
-                Some("Bearer good".to_owned()),
-                Some(cert(true)),
-                "system:node:a",
-                "system:node:a",
-            ),
-            (
-                "strange certificate",
-                None,
-                Some(cert(false)),
-                "rejected",
-                "rejected",
-            ),
-            (
-                "bearer after strange certificate",
-                Some("Bearer good".to_owned()),
-                Some(cert(false)),
-                "sa",
-                "sa",
-            ),
+            ("good password", Some(b64("node:good")), None, "node", "anonymous"),
+            ("bad password", Some(b64("node:bad")), None, "rejected", "anonymous"),
+            ("undecodable", Some("Basic %%%".to_owned()), None, "anonymous", "anonymous"),
+            ("password beats certificate", Some(b64("node:good")), Some(cert(true)), "node", "system:node:a"),
+            ("certificate beats bearer", Some("Bearer good".to_owned()), Some(cert(true)), "system:node:a", "system:node:a"),
+            ("strange certificate", None, Some(cert(false)), "rejected", "rejected"),
+            ("bearer after strange certificate", Some("Bearer good".to_owned()), Some(cert(false)), "sa", "sa"),
         ];
         for (name, header, peer, supervisor, api) in rows {
             let mut headers = HeaderMap::new();
@@ -230,14 +153,7 @@ mod tests {
                 Login::Rejected => "rejected".to_owned(),
                 Login::As(i) => i.user.clone(),
             };
-            assert_eq!(
-                (
-                    text(&caller.supervisor).as_str(),
-                    text(&caller.api).as_str()
-                ),
-                (*supervisor, *api),
-                "{name}"
-            );
+            assert_eq!((text(&caller.supervisor).as_str(), text(&caller.api).as_str()), (*supervisor, *api), "{name}");
         }
     }
 }

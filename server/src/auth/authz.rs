@@ -40,11 +40,7 @@ impl Attributes {
     }
 
     pub fn path(verb: &str, path: &str) -> Self {
-        Self {
-            verb: verb.to_owned(),
-            path: path.to_owned(),
-            ..Self::default()
-        }
+        Self { verb: verb.to_owned(), path: path.to_owned(), ..Self::default() }
     }
 
     fn reads(&self) -> bool {
@@ -67,11 +63,7 @@ pub enum Decision {
 ///
 /// # Errors
 /// 403.
-pub fn authorize(
-    registry: &Registry,
-    identity: &Identity,
-    asked: &Attributes,
-) -> Result<(), ApiStatus> {
+pub fn authorize(registry: &Registry, identity: &Identity, asked: &Attributes) -> Result<(), ApiStatus> {
     match decide(registry, identity, asked) {
         Decision::Allowed => Ok(()),
         Decision::Denied(reason) => Err(refusal(identity, asked, &reason)),
@@ -81,15 +73,7 @@ pub fn authorize(
 fn refusal(identity: &Identity, asked: &Attributes, reason: &str) -> ApiStatus {
     let user = &identity.user;
     if !asked.path.is_empty() {
-        return ApiStatus::forbidden(
-            "",
-            "",
-            "",
-            &format!(
-                "User \"{user}\" cannot {} path \"{}\"",
-                asked.verb, asked.path
-            ),
-        );
+        return ApiStatus::forbidden("", "", "", &format!("User \"{user}\" cannot {} path \"{}\"", asked.verb, asked.path));
     }
     let resource = match asked.subresource.as_str() {
         "" => asked.resource.clone(),
@@ -99,15 +83,8 @@ fn refusal(identity: &Identity, asked: &Attributes, reason: &str) -> ApiStatus {
         "" => "at the cluster scope".to_owned(),
         namespace => format!("in the namespace \"{namespace}\""),
     };
-    let reason = if reason.is_empty() {
-        String::new()
-    } else {
-        format!(": {reason}")
-    };
-    let why = format!(
-        "User \"{user}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}{reason}",
-        asked.verb, asked.group
-    );
+    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let why = format!("User \"{user}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}{reason}", asked.verb, asked.group);
     ApiStatus::forbidden(&asked.group, &asked.resource, &asked.name, &why)
 }
 
@@ -132,22 +109,14 @@ pub fn decide(registry: &Registry, identity: &Identity, asked: &Attributes) -> D
 
 /// Discovery and questions about oneself.
 fn everyone(asked: &Attributes) -> bool {
-    const PATHS: &[&str] = &[
-        "/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz",
-    ];
+    const PATHS: &[&str] = &["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"];
     if !asked.path.is_empty() {
-        let below = |root: &str| {
-            asked
-                .path
-                .strip_prefix(root)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
+        let below = |root: &str| asked.path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         return asked.verb == "get" && PATHS.iter().any(|root| below(root));
     }
     asked.verb == "create"
         && ((asked.group == "authorization.k8s.io"
-            && ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]
-                .contains(&asked.resource.as_str()))
+            && ["selfsubjectaccessreviews", "selfsubjectrulesreviews"].contains(&asked.resource.as_str()))
             || asked.is("authentication.k8s.io", "selfsubjectreviews", ""))
 }
 
@@ -156,22 +125,15 @@ fn k3s_controller(asked: &Attributes) -> bool {
     let verb = asked.verb.as_str();
     asked.reads() && asked.is("", "nodes", "")
         || verb == "patch" && asked.is("", "nodes", "status")
-        || ["list", "watch"].contains(&verb)
-            && (asked.is("", "namespaces", "")
-                || asked.is("networking.k8s.io", "networkpolicies", ""))
+        || ["list", "watch"].contains(&verb) && (asked.is("", "namespaces", "") || asked.is("networking.k8s.io", "networkpolicies", ""))
         || asked.reads()
-            && (asked.is("", "pods", "")
-                || asked.is("", "endpoints", "")
-                || asked.is("discovery.k8s.io", "endpointslices", ""))
+            && (asked.is("", "pods", "") || asked.is("", "endpoints", "") || asked.is("discovery.k8s.io", "endpointslices", ""))
 }
 
 /// ClusterRole `system:node-proxier`.
 fn kube_proxy(asked: &Attributes) -> bool {
     let lists = ["list", "watch"].contains(&asked.verb.as_str());
-    lists
-        && (asked.is("", "services", "")
-            || asked.is("", "endpoints", "")
-            || asked.is("discovery.k8s.io", "endpointslices", ""))
+    lists && (asked.is("", "services", "") || asked.is("", "endpoints", "") || asked.is("discovery.k8s.io", "endpointslices", ""))
         || asked.reads() && asked.is("", "nodes", "")
         || ["create", "patch", "update"].contains(&asked.verb.as_str()) && is_events(asked)
 }
@@ -184,21 +146,14 @@ fn node_rules(registry: &Registry, node: &str, asked: &Attributes) -> Decision {
     let verb = asked.verb.as_str();
     let denied = |why: &str| Decision::Denied(why.to_owned());
     let allow = |yes: bool| if yes { Decision::Allowed } else { denied("") };
-    match (
-        asked.group.as_str(),
-        asked.resource.as_str(),
-        asked.subresource.as_str(),
-    ) {
+    match (asked.group.as_str(), asked.resource.as_str(), asked.subresource.as_str()) {
         ("", "nodes", "") => match verb {
             "create" | "update" | "patch" => Decision::Allowed,
             "get" | "list" | "watch" if asked.name == node => Decision::Allowed,
-            "get" | "list" | "watch" if asked.name.is_empty() => Decision::Denied(format!(
-                "node '{node}' cannot read all nodes, only its own Node object"
-            )),
-            "get" | "list" | "watch" => Decision::Denied(format!(
-                "node '{node}' cannot read '{}', only its own Node object",
-                asked.name
-            )),
+            "get" | "list" | "watch" if asked.name.is_empty() => {
+                Decision::Denied(format!("node '{node}' cannot read all nodes, only its own Node object"))
+            }
+            "get" | "list" | "watch" => Decision::Denied(format!("node '{node}' cannot read '{}', only its own Node object", asked.name)),
             _ => denied(""),
         },
         ("", "nodes" | "pods", "status") => allow(["update", "patch"].contains(&verb)),
@@ -211,41 +166,22 @@ fn node_rules(registry: &Registry, node: &str, asked: &Attributes) -> Decision {
             if verb != "create" {
                 return denied("can only create tokens for individual service accounts");
             }
-            if own_pods(registry, node, &asked.namespace)
-                .iter()
-                .any(|p| uses(p))
-            {
+            if own_pods(registry, node, &asked.namespace).iter().any(|p| uses(p)) {
                 return Decision::Allowed;
             }
-            Decision::Denied(format!(
-                "no relationship found between node '{node}' and this object"
-            ))
+            Decision::Denied(format!("no relationship found between node '{node}' and this object"))
         }
         ("coordination.k8s.io", "leases", "") => node_lease(node, asked),
         ("storage.k8s.io", "csinodes", "") => match verb {
-            "get" | "create" | "update" | "patch" | "delete"
-                if verb == "create" || asked.name == node =>
-            {
-                Decision::Allowed
-            }
-            "get" | "update" | "patch" | "delete" => {
-                denied("can only access CSINode with the same name as the requesting node")
-            }
+            "get" | "create" | "update" | "patch" | "delete" if verb == "create" || asked.name == node => Decision::Allowed,
+            "get" | "update" | "patch" | "delete" => denied("can only access CSINode with the same name as the requesting node"),
             _ => denied("can only get, create, update, patch, or delete a CSINode"),
         },
-        ("storage.k8s.io", "csidrivers", "") | ("node.k8s.io", "runtimeclasses", "") => {
-            allow(asked.reads())
-        }
-        ("" | "events.k8s.io", "events", "") => {
-            allow(["create", "patch", "update"].contains(&verb))
-        }
+        ("storage.k8s.io", "csidrivers", "") | ("node.k8s.io", "runtimeclasses", "") => allow(asked.reads()),
+        ("" | "events.k8s.io", "events", "") => allow(["create", "patch", "update"].contains(&verb)),
         ("authentication.k8s.io", "tokenreviews", "")
-        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
-            allow(verb == "create")
-        }
-        ("certificates.k8s.io", "certificatesigningrequests", "") => {
-            allow(asked.reads() || verb == "create")
-        }
+        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => allow(verb == "create"),
+        ("certificates.k8s.io", "certificatesigningrequests", "") => allow(asked.reads() || verb == "create"),
         _ => denied(""),
     }
 }
@@ -259,18 +195,14 @@ fn node_pods(registry: &Registry, node: &str, asked: &Attributes) -> Decision {
             if found.map_or(true, |pod| pod["spec"]["nodeName"] == node) {
                 return Decision::Allowed;
             }
-            Decision::Denied(format!(
-                "no relationship found between node '{node}' and this object"
-            ))
+            Decision::Denied(format!("no relationship found between node '{node}' and this object"))
         }
         "list" | "watch" => {
             let selected = Selectors::parse(&kind::POD, "", &asked.fields);
             if selected.is_ok_and(|s| s.required_field("spec.nodeName") == Some(node)) {
                 return Decision::Allowed;
             }
-            Decision::Denied(
-                "can only list/watch pods with spec.nodeName field selector".to_owned(),
-            )
+            Decision::Denied("can only list/watch pods with spec.nodeName field selector".to_owned())
         }
         _ => Decision::Denied(String::new()),
     }
@@ -306,25 +238,14 @@ fn node_references(registry: &Registry, node: &str, asked: &Attributes) -> Decis
         return denied("No Object name found");
     }
     let secret = asked.resource == "secrets";
-    if own_pods(registry, node, &asked.namespace)
-        .iter()
-        .any(|pod| refers(pod, secret, &asked.name))
-    {
+    if own_pods(registry, node, &asked.namespace).iter().any(|pod| refers(pod, secret, &asked.name)) {
         return Decision::Allowed;
     }
-    Decision::Denied(format!(
-        "no relationship found between node '{node}' and this object"
-    ))
+    Decision::Denied(format!("no relationship found between node '{node}' and this object"))
 }
 
 fn own_pods(registry: &Registry, node: &str, namespace: &str) -> Vec<std::sync::Arc<Value>> {
-    registry
-        .list(
-            &kind::POD,
-            Some(namespace),
-            &Selectors::field("spec.nodeName", node),
-        )
-        .0
+    registry.list(&kind::POD, Some(namespace), &Selectors::field("spec.nodeName", node)).0
 }
 
 /// Whether a pod uses a Secret or ConfigMap of this name.
@@ -337,26 +258,14 @@ fn refers(pod: &Value, secret: bool, name: &str) -> bool {
         ("configMap", "configMap", "configMapRef", "configMapKeyRef")
     };
     let volume_name = if secret { "secretName" } else { "name" };
-    let by_volume = list(&spec["volumes"]).iter().any(|v| {
-        v[volume][volume_name] == name
-            || list(&v["projected"]["sources"])
-                .iter()
-                .any(|s| s[projected]["name"] == name)
-    });
-    let by_pull = secret
-        && list(&spec["imagePullSecrets"])
-            .iter()
-            .any(|s| s["name"] == name);
-    let containers = ["containers", "initContainers", "ephemeralContainers"]
+    let by_volume = list(&spec["volumes"])
         .iter()
-        .flat_map(|l| list(&spec[*l]));
+        .any(|v| v[volume][volume_name] == name || list(&v["projected"]["sources"]).iter().any(|s| s[projected]["name"] == name));
+    let by_pull = secret && list(&spec["imagePullSecrets"]).iter().any(|s| s["name"] == name);
+    let containers = ["containers", "initContainers", "ephemeralContainers"].iter().flat_map(|l| list(&spec[*l]));
     let by_env = containers.into_iter().any(|c| {
-        list(&c["envFrom"])
-            .iter()
-            .any(|e| e[env_from]["name"] == name)
-            || list(&c["env"])
-                .iter()
-                .any(|e| e["valueFrom"][key_ref]["name"] == name)
+        list(&c["envFrom"]).iter().any(|e| e[env_from]["name"] == name)
+            || list(&c["env"]).iter().any(|e| e["valueFrom"][key_ref]["name"] == name)
     });
     by_volume || by_pull || by_env
 }
@@ -377,10 +286,7 @@ mod tests {
         for (name, on, secret) in [("mine", "a", "s1"), ("other", "b", "s2")] {
             let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": on, "containers": [{"name": "c", "image": "x"}],
                 "volumes": [{"name": "v", "secret": {"secretName": secret}}]}});
-            registry
-                .create(&kind::POD, Some("default"), pod, &admin)
-                .await
-                .unwrap();
+            registry.create(&kind::POD, Some("default"), pod, &admin).await.unwrap();
         }
         let node = Identity::new("system:node:a", &[NODES, AUTHENTICATED]);
         let rows = [
@@ -394,66 +300,27 @@ mod tests {
             ("get", "/api/v1/namespaces/default/pods/mine", "", true),
             ("get", "/api/v1/namespaces/default/pods/other", "", false),
             ("patch", "/api/v1/namespaces/default/pods/mine", "", false),
-            (
-                "patch",
-                "/api/v1/namespaces/default/pods/mine/status",
-                "",
-                true,
-            ),
+            ("patch", "/api/v1/namespaces/default/pods/mine/status", "", true),
             ("get", "/api/v1/namespaces/default/secrets/s1", "", true),
             ("get", "/api/v1/namespaces/default/secrets/s2", "", false),
             ("get", "/api/v1/namespaces/default/secrets", "", false),
-            (
-                "get",
-                "/api/v1/namespaces/default/configmaps/kube-root-ca.crt",
-                "",
-                true,
-            ),
+            ("get", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt", "", true),
             ("get", "/api/v1/services", "", true),
             ("delete", "/api/v1/nodes/a", "", false),
-            (
-                "put",
-                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/a",
-                "",
-                true,
-            ),
-            (
-                "put",
-                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/b",
-                "",
-                false,
-            ),
-            (
-                "post",
-                "/api/v1/namespaces/default/serviceaccounts/default/token",
-                "",
-                true,
-            ),
-            (
-                "post",
-                "/api/v1/namespaces/kube-system/serviceaccounts/default/token",
-                "",
-                false,
-            ),
+            ("put", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/a", "", true),
+            ("put", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/b", "", false),
+            ("post", "/api/v1/namespaces/default/serviceaccounts/default/token", "", true),
+            ("post", "/api/v1/namespaces/kube-system/serviceaccounts/default/token", "", false),
             ("post", "/api/v1/namespaces/default/events", "", true),
             ("get", "/apis/discovery.k8s.io/v1/endpointslices", "", false),
-            (
-                "post",
-                "/apis/authentication.k8s.io/v1/tokenreviews",
-                "",
-                true,
-            ),
+            ("post", "/apis/authentication.k8s.io/v1/tokenreviews", "", true),
         ];
         for (method, path, fields, allowed) in rows {
             let method = method.to_uppercase().parse().unwrap();
             let query = crate::api::request::Query::parse(&format!("fieldSelector={fields}"));
             let info = RequestInfo::parse(&method, path, &query).unwrap();
             let decision = decide(&registry, &node, &Attributes::of(&info, fields));
-            assert_eq!(
-                decision == Decision::Allowed,
-                allowed,
-                "{method} {path} {fields}: {decision:?}"
-            );
+            assert_eq!(decision == Decision::Allowed, allowed, "{method} {path} {fields}: {decision:?}");
         }
         let controller = Identity::new("system:k3s-controller", &[AUTHENTICATED]);
         for (method, path, allowed) in [
@@ -463,12 +330,7 @@ mod tests {
             ("GET", "/api/v1/services", false),
             ("GET", "/apis/discovery.k8s.io/v1/endpointslices", true),
         ] {
-            let info = RequestInfo::parse(
-                &method.parse().unwrap(),
-                path,
-                &crate::api::request::Query::default(),
-            )
-            .unwrap();
+            let info = RequestInfo::parse(&method.parse().unwrap(), path, &crate::api::request::Query::default()).unwrap();
             let decision = decide(&registry, &controller, &Attributes::of(&info, ""));
             assert_eq!(decision == Decision::Allowed, allowed, "{method} {path}");
         }

@@ -30,12 +30,7 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 
 impl Identity {
     pub fn new(user: impl Into<String>, groups: &[&str]) -> Self {
-        Self {
-            user: user.into(),
-            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
-            uid: String::new(),
-            extra: Vec::new(),
-        }
+        Self { user: user.into(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), uid: String::new(), extra: Vec::new() }
     }
 
     /// The server's own parts: controllers, scheduler, garbage collector.
@@ -49,11 +44,7 @@ impl Identity {
 
     /// The node's name if this is `system:node:NAME` in group `system:nodes`.
     pub fn node(&self) -> Option<&str> {
-        if self.in_group(NODES) {
-            self.user.strip_prefix("system:node:")
-        } else {
-            None
-        }
+        if self.in_group(NODES) { self.user.strip_prefix("system:node:") } else { None }
     }
 }
 

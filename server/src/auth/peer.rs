@@ -7,16 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, verify_tls12_signature, verify_tls13_signature,
-};
+use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use tokio_rustls::rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
-};
+use tokio_rustls::rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::PeerCert;
@@ -53,12 +49,7 @@ impl ClientCertVerifier for AnyClient {
         &[]
     }
 
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
+    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<ClientCertVerified, Error> {
         Ok(ClientCertVerified::assertion())
     }
 
@@ -68,12 +59,7 @@ impl ClientCertVerifier for AnyClient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -82,18 +68,11 @@ impl ClientCertVerifier for AnyClient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -111,8 +90,7 @@ impl PeerVerifier {
             roots.add(certificate?)?;
         }
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let inner =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+        let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
         Ok(Self { inner })
     }
 
@@ -120,25 +98,13 @@ impl PeerVerifier {
     pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Option<PeerCert> {
         let (leaf, intermediates) = chain.split_first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
-        let trusted = self
-            .inner
-            .verify_client_cert(leaf, intermediates, UnixTime::now())
-            .is_ok();
-        let text =
-            |values: &mut dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>>| {
-                values
-                    .filter_map(|v| v.as_str().ok())
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>()
-            };
-        let at = |seconds: i64| {
-            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+        let trusted = self.inner.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok();
+        let text = |values: &mut dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>>| {
+            values.filter_map(|v| v.as_str().ok()).map(str::to_owned).collect::<Vec<_>>()
         };
+        let at = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         Some(PeerCert {
-            common_name: text(&mut parsed.subject().iter_common_name())
-                .into_iter()
-                .next()
-                .unwrap_or_default(),
+            common_name: text(&mut parsed.subject().iter_common_name()).into_iter().next().unwrap_or_default(),
             organizations: text(&mut parsed.subject().iter_organization()),
             not_before: at(parsed.validity().not_before.timestamp()),
             not_after: at(parsed.validity().not_after.timestamp()),

@@ -60,30 +60,16 @@ fn judge(owners: &[(String, Owner)]) -> Verdict {
         Verdict::Keep
     } else if owners.iter().all(|(_, o)| gone(o)) {
         Verdict::Delete
-    } else if owners
-        .iter()
-        .any(|(_, o)| matches!(o, Owner::Exists | Owner::Spares))
-    {
-        let forgotten: Vec<String> = owners
-            .iter()
-            .filter(|(_, o)| gone(o))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        if forgotten.is_empty() {
-            Verdict::Keep
-        } else {
-            Verdict::Forget(forgotten)
-        }
+    } else if owners.iter().any(|(_, o)| matches!(o, Owner::Exists | Owner::Spares)) {
+        let forgotten: Vec<String> = owners.iter().filter(|(_, o)| gone(o)).map(|(uid, _)| uid.clone()).collect();
+        if forgotten.is_empty() { Verdict::Keep } else { Verdict::Forget(forgotten) }
     } else {
         Verdict::DeleteForWaiting
     }
 }
 
 fn references(object: &Value) -> impl Iterator<Item = &Value> {
-    object["metadata"]["ownerReferences"]
-        .as_array()
-        .into_iter()
-        .flatten()
+    object["metadata"]["ownerReferences"].as_array().into_iter().flatten()
 }
 
 fn holds(object: &Value, finalizer: &str) -> bool {
@@ -118,35 +104,20 @@ impl Garbage {
 
     async fn collect(&self, dependent: &Dependent) -> Result<(), ApiStatus> {
         let (kind, object) = (dependent.kind, &dependent.object);
-        let owners: Vec<(String, Owner)> = references(object)
-            .map(|r| {
-                (
-                    r["uid"].as_str().unwrap_or_default().to_owned(),
-                    self.owner(dependent, r),
-                )
-            })
-            .collect();
+        let owners: Vec<(String, Owner)> =
+            references(object).map(|r| (r["uid"].as_str().unwrap_or_default().to_owned(), self.owner(dependent, r))).collect();
         match judge(&owners) {
             Verdict::Keep => Ok(()),
             Verdict::Delete => self.delete(kind, object, Propagation::Background).await,
             Verdict::DeleteForWaiting => self.delete(kind, object, Propagation::Foreground).await,
             Verdict::Forget(uids) => {
-                tracing::debug!(
-                    kind = kind.kind,
-                    name = meta::name(object),
-                    "owner references removed"
-                );
+                tracing::debug!(kind = kind.kind, name = meta::name(object), "owner references removed");
                 self.forget(kind, object, &uids).await
             }
         }
     }
 
-    async fn delete(
-        &self,
-        kind: &'static Kind,
-        object: &Value,
-        propagation: Propagation,
-    ) -> Result<(), ApiStatus> {
+    async fn delete(&self, kind: &'static Kind, object: &Value, propagation: Propagation) -> Result<(), ApiStatus> {
         if meta::is_deleting(object) {
             return Ok(());
         }
@@ -156,31 +127,12 @@ impl Garbage {
             propagation: (kind != &kind::POD).then_some(propagation),
             ..DeleteOptions::default()
         };
-        tracing::debug!(
-            kind = kind.kind,
-            name = meta::name(object),
-            "garbage collected"
-        );
+        tracing::debug!(kind = kind.kind, name = meta::name(object), "garbage collected");
         let registry = &self.context.registry;
-        gone_is_fine(
-            registry
-                .delete(
-                    kind,
-                    place(kind, object),
-                    meta::name(object),
-                    options,
-                    &self.context.actor,
-                )
-                .await,
-        )
+        gone_is_fine(registry.delete(kind, place(kind, object), meta::name(object), options, &self.context.actor).await)
     }
 
-    async fn forget(
-        &self,
-        kind: &'static Kind,
-        object: &Value,
-        uids: &[String],
-    ) -> Result<(), ApiStatus> {
+    async fn forget(&self, kind: &'static Kind, object: &Value, uids: &[String]) -> Result<(), ApiStatus> {
         let registry = &self.context.registry;
         let (name, actor) = (meta::name(object), &self.context.actor);
         let change = |object: &mut Value| {
@@ -191,40 +143,21 @@ impl Garbage {
             list.retain(|r| !uids.iter().any(|uid| r["uid"] == uid.as_str()));
             list.len() != before
         };
-        gone_is_fine(
-            registry
-                .modify(
-                    kind,
-                    place(kind, object),
-                    name,
-                    Subresource::Main,
-                    actor,
-                    change,
-                )
-                .await,
-        )
+        gone_is_fine(registry.modify(kind, place(kind, object), name, Subresource::Main, actor, change).await)
     }
 
     /// Lets an owner go that waits for nothing any more.
-    async fn release(
-        &self,
-        kind: &'static Kind,
-        owner: &Value,
-        dependents: &[Dependent],
-    ) -> Result<(), ApiStatus> {
+    async fn release(&self, kind: &'static Kind, owner: &Value, dependents: &[Dependent]) -> Result<(), ApiStatus> {
         let uid = meta::uid(owner);
         let of_this = |d: &&Dependent| references(&d.object).any(|r| r["uid"] == uid);
         let mut finalizer = None;
         if holds(owner, ORPHAN) {
             for dependent in dependents.iter().filter(of_this) {
-                self.forget(dependent.kind, &dependent.object, &[uid.to_owned()])
-                    .await?;
+                self.forget(dependent.kind, &dependent.object, &[uid.to_owned()]).await?;
             }
             finalizer = Some(ORPHAN);
         } else if holds(owner, FOREGROUND) {
-            let blocks = |d: &&Dependent| {
-                references(&d.object).any(|r| r["uid"] == uid && r["blockOwnerDeletion"] == true)
-            };
+            let blocks = |d: &&Dependent| references(&d.object).any(|r| r["uid"] == uid && r["blockOwnerDeletion"] == true);
             finalizer = (!dependents.iter().any(|d| blocks(&d))).then_some(FOREGROUND);
         }
         let Some(finalizer) = finalizer else {
@@ -240,18 +173,7 @@ impl Garbage {
         };
         let (registry, actor) = (&self.context.registry, &self.context.actor);
         let name = meta::name(owner);
-        gone_is_fine(
-            registry
-                .modify(
-                    kind,
-                    place(kind, owner),
-                    name,
-                    Subresource::Main,
-                    actor,
-                    change,
-                )
-                .await,
-        )
+        gone_is_fine(registry.modify(kind, place(kind, owner), name, Subresource::Main, actor, change).await)
     }
 
     /// Empties a namespace that is being deleted, then lets it go.
@@ -259,18 +181,11 @@ impl Garbage {
         let name = meta::name(namespace);
         let (registry, actor) = (&self.context.registry, &self.context.actor);
         let mut left = 0;
-        for kind in KINDS
-            .iter()
-            .copied()
-            .filter(|k| k.namespaced && *k != &kind::EVENT_V1)
-        {
+        for kind in KINDS.iter().copied().filter(|k| k.namespaced && *k != &kind::EVENT_V1) {
             for object in registry.list(kind, Some(name), &Selectors::default()).0 {
                 self.delete(kind, &object, Propagation::Background).await?;
             }
-            left += registry
-                .list(kind, Some(name), &Selectors::default())
-                .0
-                .len();
+            left += registry.list(kind, Some(name), &Selectors::default()).0.len();
         }
         if left > 0 {
             return Ok(());
@@ -279,31 +194,14 @@ impl Garbage {
             namespace["spec"]["finalizers"] = json!([]);
             true
         };
-        gone_is_fine(
-            registry
-                .modify(
-                    &kind::NAMESPACE,
-                    None,
-                    name,
-                    Subresource::Main,
-                    actor,
-                    change,
-                )
-                .await,
-        )
+        gone_is_fine(registry.modify(&kind::NAMESPACE, None, name, Subresource::Main, actor, change).await)
     }
 
     async fn expire_events(&self) -> Result<(), ApiStatus> {
         let now = OffsetDateTime::now_utc();
-        for event in self
-            .context
-            .registry
-            .list(&kind::EVENT, None, &Selectors::default())
-            .0
-        {
+        for event in self.context.registry.list(&kind::EVENT, None, &Selectors::default()).0 {
             if last_seen(&event).is_some_and(|seen| now - seen > EVENT_LIFE) {
-                self.delete(&kind::EVENT, &event, Propagation::Background)
-                    .await?;
+                self.delete(&kind::EVENT, &event, Propagation::Background).await?;
             }
         }
         Ok(())
@@ -311,17 +209,9 @@ impl Garbage {
 }
 
 fn last_seen(event: &Value) -> Option<OffsetDateTime> {
-    let times = [
-        &event["series"]["lastObservedTime"],
-        &event["lastTimestamp"],
-        &event["eventTime"],
-        &event["metadata"]["creationTimestamp"],
-    ];
-    times
-        .into_iter()
-        .filter_map(Value::as_str)
-        .filter_map(meta::parse_time)
-        .max()
+    let times =
+        [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["eventTime"], &event["metadata"]["creationTimestamp"]];
+    times.into_iter().filter_map(Value::as_str).filter_map(meta::parse_time).max()
 }
 
 fn gone_is_fine<T>(done: Result<T, ApiStatus>) -> Result<(), ApiStatus> {
@@ -388,11 +278,7 @@ mod tests {
     #[test]
     fn an_object_goes_with_its_last_owner() {
         let row = |owners: &[Owner]| {
-            let owners: Vec<(String, Owner)> = owners
-                .iter()
-                .enumerate()
-                .map(|(n, o)| (n.to_string(), *o))
-                .collect();
+            let owners: Vec<(String, Owner)> = owners.iter().enumerate().map(|(n, o)| (n.to_string(), *o)).collect();
             judge(&owners)
         };
         assert_eq!(row(&[]), Verdict::Keep);
@@ -400,10 +286,7 @@ mod tests {
         assert_eq!(row(&[Owner::Spares]), Verdict::Keep);
         assert_eq!(row(&[Owner::Gone]), Verdict::Delete);
         assert_eq!(row(&[Owner::Gone, Owner::Gone]), Verdict::Delete);
-        assert_eq!(
-            row(&[Owner::Exists, Owner::Gone]),
-            Verdict::Forget(vec!["1".to_owned()])
-        );
+        assert_eq!(row(&[Owner::Exists, Owner::Gone]), Verdict::Forget(vec!["1".to_owned()]));
         assert_eq!(row(&[Owner::Waits]), Verdict::DeleteForWaiting);
         assert_eq!(row(&[Owner::Waits, Owner::Gone]), Verdict::DeleteForWaiting);
         assert_eq!(row(&[Owner::Waits, Owner::Exists]), Verdict::Keep);

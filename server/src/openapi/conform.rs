@@ -25,11 +25,7 @@ pub fn check(kind: &Kind, object: &Value) -> Found {
 
 fn fields(ty: &TypeDef, object: &Value, path: &str, found: &mut Found) {
     for (name, value) in object.as_object().into_iter().flatten() {
-        let below = if path.is_empty() {
-            name.clone()
-        } else {
-            format!("{path}.{name}")
-        };
+        let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         match ty.field(name) {
             Some(field) => visit(&field.ty, value, &below, &ty.name, found),
             None if path.is_empty() && ["kind", "apiVersion"].contains(&name.as_str()) => {}
@@ -86,9 +82,7 @@ fn visit(ty: &Type, value: &Value, path: &str, owner: &str, found: &mut Found) {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    found.wrong.push(format!(
-        "{got} into Go struct field {owner}.{path} of type {expected}"
-    ));
+    found.wrong.push(format!("{got} into Go struct field {owner}.{path} of type {expected}"));
 }
 
 #[cfg(test)]
@@ -107,21 +101,13 @@ mod tests {
                 "",
             ),
             (json!({"spec": {"containerz": []}}), "spec.containerz", ""),
-            (
-                json!({"spec": {"containers": [{"name": "c", "imagee": "x"}]}}),
-                "spec.containers[0].imagee",
-                "",
-            ),
+            (json!({"spec": {"containers": [{"name": "c", "imagee": "x"}]}}), "spec.containers[0].imagee", ""),
             (
                 json!({"spec": {"terminationGracePeriodSeconds": "30"}}),
                 "",
                 "string into Go struct field PodSpec.spec.terminationGracePeriodSeconds of type int64",
             ),
-            (
-                json!({"metadata": {"labels": {"a": 1}}}),
-                "",
-                "number into Go struct field ObjectMeta.metadata.labels.a of type string",
-            ),
+            (json!({"metadata": {"labels": {"a": 1}}}), "", "number into Go struct field ObjectMeta.metadata.labels.a of type string"),
         ];
         for (object, unknown, wrong) in rows {
             let found = check(&kind::POD, &object);

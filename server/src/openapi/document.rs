@@ -58,11 +58,7 @@ pub(super) fn v3(group: &str) -> Value {
 
 fn reach(ty: Option<&TypeDef>, reached: &mut BTreeSet<usize>) {
     let Some(ty) = ty else { return };
-    let index = schema()
-        .types
-        .iter()
-        .position(|t| std::ptr::eq(t, ty))
-        .unwrap_or(0);
+    let index = schema().types.iter().position(|t| std::ptr::eq(t, ty)).unwrap_or(0);
     if reached.insert(index) {
         for field in &ty.fields {
             reach_type(&field.ty, reached);
@@ -80,17 +76,19 @@ fn reach_type(ty: &Type, reached: &mut BTreeSet<usize>) {
 
 fn definition(ty: &TypeDef, dialect: Dialect) -> Value {
     let mut properties = Map::new();
-    let kind = KINDS.iter().find(|k| {
-        schema()
-            .of(k.group, k.kind)
-            .is_some_and(|root| std::ptr::eq(root, ty))
-    });
+    let kind = KINDS.iter().find(|k| schema().of(k.group, k.kind).is_some_and(|root| std::ptr::eq(root, ty)));
     let scale = ty.definition() == "io.k8s.api.autoscaling.v1.Scale";
     if kind.is_some() || scale {
-        properties.insert("apiVersion".to_owned(), json!({"type": "string",
-            "description": "APIVersion defines the versioned schema of this representation of an object."}));
-        properties.insert("kind".to_owned(), json!({"type": "string",
-            "description": "Kind is a string value representing the REST resource this object represents."}));
+        properties.insert(
+            "apiVersion".to_owned(),
+            json!({"type": "string",
+            "description": "APIVersion defines the versioned schema of this representation of an object."}),
+        );
+        properties.insert(
+            "kind".to_owned(),
+            json!({"type": "string",
+            "description": "Kind is a string value representing the REST resource this object represents."}),
+        );
     }
     for field in &ty.fields {
         properties.insert(field.name.clone(), property(field, dialect));
@@ -99,12 +97,7 @@ fn definition(ty: &TypeDef, dialect: Dialect) -> Value {
     if !properties.is_empty() {
         out["properties"] = Value::Object(properties);
     }
-    let required: Vec<&str> = ty
-        .fields
-        .iter()
-        .filter(|f| f.required)
-        .map(|f| f.name.as_str())
-        .collect();
+    let required: Vec<&str> = ty.fields.iter().filter(|f| f.required).map(|f| f.name.as_str()).collect();
     if !required.is_empty() {
         out["required"] = json!(required);
     }
@@ -185,21 +178,12 @@ fn builtins(definitions: &mut Map<String, Value>, dialect: Dialect) {
             json!({"oneOf": [{"type": "string"}, {"type": "number"}], "description": text})
         }
     };
-    definitions.insert(
-        QUANTITY.to_owned(),
-        either("Quantity is a fixed-point representation of a number."),
-    );
+    definitions.insert(QUANTITY.to_owned(), either("Quantity is a fixed-point representation of a number."));
     let mut number_or_name = either("IntOrString is a number or the name of one.");
     number_or_name["format"] = json!("int-or-string");
     definitions.insert(INT_OR_STRING.to_owned(), number_or_name);
-    for (name, text) in [
-        (TIME, "Time as RFC 3339."),
-        (MICRO_TIME, "Time as RFC 3339 with microseconds."),
-    ] {
-        definitions.insert(
-            name.to_owned(),
-            json!({"type": "string", "format": "date-time", "description": text}),
-        );
+    for (name, text) in [(TIME, "Time as RFC 3339."), (MICRO_TIME, "Time as RFC 3339 with microseconds.")] {
+        definitions.insert(name.to_owned(), json!({"type": "string", "format": "date-time", "description": text}));
     }
 }
 
@@ -207,8 +191,7 @@ fn paths<'a>(kinds: impl Iterator<Item = &'a Kind>, dialect: Dialect) -> Value {
     let mut out = Map::new();
     for kind in kinds {
         let collection = kind.path(kind.namespaced.then_some("{namespace}"));
-        let operation =
-            |action: &str, parameters: &[&str]| operation(kind, action, parameters, dialect);
+        let operation = |action: &str, parameters: &[&str]| operation(kind, action, parameters, dialect);
         let write = ["dryRun", "fieldManager", "fieldValidation"];
         out.insert(
             collection.clone(),
@@ -289,18 +272,8 @@ mod tests {
         let schemas = &document["components"]["schemas"];
         let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
-        let patch =
-            &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(
-            patch["x-kubernetes-group-version-kind"]["kind"],
-            "Deployment"
-        );
-        assert!(
-            patch["parameters"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|p| p["name"] == "fieldValidation")
-        );
+        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+        assert!(patch["parameters"].as_array().unwrap().iter().any(|p| p["name"] == "fieldValidation"));
     }
 }

@@ -30,13 +30,7 @@ fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 fn path_item(out: &mut Message, item: &Value) {
-    for (field, verb) in [
-        (2, "get"),
-        (3, "put"),
-        (4, "post"),
-        (5, "delete"),
-        (8, "patch"),
-    ] {
+    for (field, verb) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (8, "patch")] {
         if let Some(found) = item.get(verb) {
             out.message(field, |out| operation(out, found));
         }
@@ -61,9 +55,7 @@ fn operation(out: &mut Message, operation: &Value) {
     }
     out.message(9, |responses| {
         for (code, response) in members(&operation["responses"]) {
-            responses.named(1, code, |value| {
-                value.message(1, |out| out.text(1, &response["description"]))
-            });
+            responses.named(1, code, |value| value.message(1, |out| out.text(1, &response["description"])));
         }
     });
     extensions(out, 13, operation);
@@ -98,9 +90,7 @@ fn schema(out: &mut Message, schema_value: &Value) {
 /// Members named `x-...` as NamedAny with their YAML (JSON is YAML).
 fn extensions(out: &mut Message, field: u32, value: &Value) {
     for (name, extension) in members(value).filter(|(name, _)| name.starts_with("x-")) {
-        out.named(field, name, |any| {
-            any.bytes(2, extension.to_string().as_bytes())
-        });
+        out.named(field, name, |any| any.bytes(2, extension.to_string().as_bytes()));
     }
 }
 
@@ -152,8 +142,7 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_proto_file() {
-        let small =
-            json!({"swagger": "2.0", "definitions": {"A": {"type": "object", "x-a": true}}});
+        let small = json!({"swagger": "2.0", "definitions": {"A": {"type": "object", "x-a": true}}});
         let expected: Vec<u8> = [
             &b"\x0a\x032.0"[..],
             b"\x12\x00",
@@ -163,9 +152,6 @@ mod tests {
         ]
         .concat();
         let written = document(&small);
-        assert_eq!(
-            String::from_utf8_lossy(&written),
-            String::from_utf8_lossy(&expected)
-        );
+        assert_eq!(String::from_utf8_lossy(&written), String::from_utf8_lossy(&expected));
     }
 }

@@ -77,9 +77,7 @@ impl Schema {
     /// The root type of a kind.
     pub fn of(&self, group: &str, kind: &str) -> Option<&TypeDef> {
         let package = package_of(group);
-        self.by_name
-            .get(&format!("{package}.{kind}"))
-            .map(|i| &self.types[*i])
+        self.by_name.get(&format!("{package}.{kind}")).map(|i| &self.types[*i])
     }
 
     /// A type by its definition name.
@@ -94,11 +92,7 @@ impl Schema {
 
 /// The definition prefix of a group's version `v1`.
 pub fn package_of(group: &str) -> String {
-    let short = if group.is_empty() {
-        "core"
-    } else {
-        group.split('.').next().unwrap_or(group)
-    };
+    let short = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) };
     format!("io.k8s.api.{short}.v1")
 }
 
@@ -106,10 +100,7 @@ fn parse(text: &str) -> Schema {
     let mut types: Vec<(TypeDef, Vec<String>)> = Vec::new();
     let mut by_name = HashMap::new();
     let mut package = String::new();
-    for line in text
-        .lines()
-        .filter(|l| !l.starts_with('%') && !l.trim().is_empty())
-    {
+    for line in text.lines().filter(|l| !l.starts_with('%') && !l.trim().is_empty()) {
         if let Some(name) = line.strip_prefix("@ ") {
             package = name.trim().to_owned();
             continue;
@@ -126,13 +117,7 @@ fn parse(text: &str) -> Schema {
                 Some(name) => (name, true),
                 None => (head, false),
             };
-            let ty = TypeDef {
-                package: package.clone(),
-                name: name.trim().to_owned(),
-                text: text.to_owned(),
-                open,
-                fields: Vec::new(),
-            };
+            let ty = TypeDef { package: package.clone(), name: name.trim().to_owned(), text: text.to_owned(), open, fields: Vec::new() };
             by_name.insert(ty.definition(), types.len());
             types.push((ty, Vec::new()));
         }
@@ -197,14 +182,8 @@ fn resolve(text: &str, package: &str, by_name: &HashMap<String, usize>) -> Type 
         "Time" => Type::Time,
         "MicroTime" => Type::MicroTime,
         name => {
-            let places = [
-                package,
-                "io.k8s.api.core.v1",
-                "io.k8s.apimachinery.pkg.apis.meta.v1",
-            ];
-            let found = places
-                .iter()
-                .find_map(|place| by_name.get(&format!("{place}.{name}")));
+            let places = [package, "io.k8s.api.core.v1", "io.k8s.apimachinery.pkg.apis.meta.v1"];
+            let found = places.iter().find_map(|place| by_name.get(&format!("{place}.{name}")));
             found.map_or(Type::Object, |index| Type::Ref(*index))
         }
     }
@@ -222,15 +201,8 @@ mod tests {
         }
         // A name that resolved to nothing would silently be an open object.
         let known = ["object"];
-        for line in include_str!("schema.txt")
-            .lines()
-            .filter(|l| l.starts_with("  "))
-        {
-            let ty = line
-                .split_whitespace()
-                .nth(1)
-                .unwrap()
-                .trim_matches(|c| "[]{}".contains(c));
+        for line in include_str!("schema.txt").lines().filter(|l| l.starts_with("  ")) {
+            let ty = line.split_whitespace().nth(1).unwrap().trim_matches(|c| "[]{}".contains(c));
             if ty.starts_with(char::is_uppercase) {
                 let builtin = ["Quantity", "Time", "MicroTime"].contains(&ty);
                 let found = schema().types.iter().any(|t| t.name == ty);
@@ -242,9 +214,7 @@ mod tests {
     #[test]
     fn merge_keys_are_read() {
         let pod = schema().of("", "Pod").unwrap();
-        let Type::Ref(spec) = pod.field("spec").unwrap().ty else {
-            panic!("spec is a type")
-        };
+        let Type::Ref(spec) = pod.field("spec").unwrap().ty else { panic!("spec is a type") };
         let containers = schema().at(spec).field("containers").unwrap();
         assert_eq!(containers.keys, ["name"]);
         assert!(containers.required);

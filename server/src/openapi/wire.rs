@@ -93,29 +93,18 @@ fn message(ty: &TypeDef, bytes: &[u8]) -> Result<Map<String, Value>, Error> {
             if content.is_empty() {
                 continue;
             }
-            return Err(Error::Field {
-                owner: ty.name.clone(),
-                number,
-            });
+            return Err(Error::Field { owner: ty.name.clone(), number });
         };
         match (&field.ty, content) {
             (Type::List(item), content) => {
                 let value = single(item, content, ty, number)?;
-                if let Some(list) = out
-                    .entry(field.name.clone())
-                    .or_insert_with(|| json!([]))
-                    .as_array_mut()
-                {
+                if let Some(list) = out.entry(field.name.clone()).or_insert_with(|| json!([])).as_array_mut() {
                     list.push(value);
                 }
             }
             (Type::Map(item), Content::Bytes(entry)) => {
                 let (key, value) = map_entry(item, entry, ty, number)?;
-                if let Some(map) = out
-                    .entry(field.name.clone())
-                    .or_insert_with(|| json!({}))
-                    .as_object_mut()
-                {
+                if let Some(map) = out.entry(field.name.clone()).or_insert_with(|| json!({})).as_object_mut() {
                     map.insert(key, value);
                 }
             }
@@ -141,12 +130,7 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-fn map_entry(
-    item: &Type,
-    entry: &[u8],
-    owner: &TypeDef,
-    number: u64,
-) -> Result<(String, Value), Error> {
+fn map_entry(item: &Type, entry: &[u8], owner: &TypeDef, number: u64) -> Result<(String, Value), Error> {
     let (mut key, mut value) = (String::new(), Value::Null);
     let mut reader = Reader(entry);
     while let Some((field, content)) = reader.next()? {
@@ -170,12 +154,8 @@ fn single(ty: &Type, content: Content<'_>, owner: &TypeDef, number: u64) -> Resu
         }
         (Type::Bool, Content::Varint(value)) => json!(value != 0),
         // Negative numbers come as 64 bits whatever their type.
-        (Type::Int32 | Type::Int64, Content::Varint(value)) => {
-            Value::Number(Number::from(value as i64))
-        }
-        (Type::Ref(index), Content::Bytes(bytes)) => {
-            Value::Object(message(schema().at(*index), bytes)?)
-        }
+        (Type::Int32 | Type::Int64, Content::Varint(value)) => Value::Number(Number::from(value as i64)),
+        (Type::Ref(index), Content::Bytes(bytes)) => Value::Object(message(schema().at(*index), bytes)?),
         (Type::Quantity, Content::Bytes(bytes)) => {
             let mut reader = Reader(bytes);
             match reader.next()? {
@@ -189,10 +169,7 @@ fn single(ty: &Type, content: Content<'_>, owner: &TypeDef, number: u64) -> Resu
         // A status without content holds empty parts.
         (Type::Object, Content::Bytes(bytes)) if only_empty(bytes) => json!({}),
         _ => {
-            return Err(Error::Field {
-                owner: owner.name.clone(),
-                number,
-            });
+            return Err(Error::Field { owner: owner.name.clone(), number });
         }
     })
 }
@@ -227,8 +204,7 @@ fn time(bytes: &[u8]) -> Result<Value, Error> {
     let mut reader = Reader(bytes);
     while let Some((field, content)) = reader.next()? {
         if let (1, Content::Varint(seconds)) = (field, content) {
-            let time = OffsetDateTime::from_unix_timestamp(seconds as i64)
-                .map_err(|_| Error::Malformed)?;
+            let time = OffsetDateTime::from_unix_timestamp(seconds as i64).map_err(|_| Error::Malformed)?;
             return Ok(json!(meta::time_text(time)));
         }
     }
@@ -316,11 +292,7 @@ mod tests {
     #[test]
     fn a_config_map_is_read() {
         let metadata = [field(1, b"cm"), field(2, b""), field(8, b"")].concat();
-        let raw = [
-            field(1, &metadata),
-            field(2, &[field(1, b"a"), field(2, b"b")].concat()),
-        ]
-        .concat();
+        let raw = [field(1, &metadata), field(2, &[field(1, b"a"), field(2, b"b")].concat())].concat();
         let object = decode(&envelope("v1", "ConfigMap", &raw)).unwrap();
         let expected = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"a": "b"}});
         assert_eq!(object, expected);
@@ -330,12 +302,7 @@ mod tests {
     fn an_empty_status_with_empty_parts_is_empty() {
         let user = [field(1, b""), field(2, b"")].concat();
         let raw = [field(1, b""), field(2, &field(1, &user))].concat();
-        let object = decode(&envelope(
-            "authentication.k8s.io/v1",
-            "SelfSubjectReview",
-            &raw,
-        ))
-        .unwrap();
+        let object = decode(&envelope("authentication.k8s.io/v1", "SelfSubjectReview", &raw)).unwrap();
         assert_eq!(object["kind"], "SelfSubjectReview");
         assert!(object.get("status").is_none());
     }
@@ -344,17 +311,8 @@ mod tests {
     fn what_is_not_known_is_refused() {
         assert_eq!(decode(b"{}"), Err(Error::Envelope));
         let strange = envelope("v1", "ConfigMap", &field(14, b"x"));
-        assert_eq!(
-            decode(&strange),
-            Err(Error::Field {
-                owner: "ConfigMap".to_owned(),
-                number: 14
-            })
-        );
-        assert!(matches!(
-            decode(&envelope("v1", "Node", b"")),
-            Err(Error::Kind { .. })
-        ));
+        assert_eq!(decode(&strange), Err(Error::Field { owner: "ConfigMap".to_owned(), number: 14 }));
+        assert!(matches!(decode(&envelope("v1", "Node", b"")), Err(Error::Kind { .. })));
         let mut cut = envelope("v1", "ConfigMap", &field(1, b"x"));
         cut.pop();
         assert_eq!(decode(&cut), Err(Error::Malformed));

@@ -26,20 +26,12 @@ const SCHEMA: &str = "
 ";
 
 pub(super) fn open(path: &Path, storages: &[&'static str]) -> Result<(Connection, State), Error> {
-    let failed = |source| Error::Open {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| Error::Open { path: path.to_owned(), source };
     let database = Connection::open(path).map_err(failed)?;
     database.execute_batch(SCHEMA).map_err(failed)?;
-    let mut state = State {
-        version: 1,
-        collections: BTreeMap::new(),
-    };
+    let mut state = State { version: 1, collections: BTreeMap::new() };
     for storage in storages {
-        let mut query = database
-            .prepare("SELECT version FROM changed WHERE storage = ?1")
-            .map_err(failed)?;
+        let mut query = database.prepare("SELECT version FROM changed WHERE storage = ?1").map_err(failed)?;
         let last = query.query_row([storage], |row| row.get::<_, i64>(0));
         let last = match last {
             Ok(version) => u64::try_from(version).unwrap_or(0),
@@ -48,13 +40,10 @@ pub(super) fn open(path: &Path, storages: &[&'static str]) -> Result<(Connection
         };
         state.version = state.version.max(last);
         let mut collection = Collection::new(last);
-        let mut query = database
-            .prepare("SELECT namespace, name, version, body FROM objects WHERE storage = ?1")
-            .map_err(failed)?;
+        let mut query = database.prepare("SELECT namespace, name, version, body FROM objects WHERE storage = ?1").map_err(failed)?;
         let mut rows = query.query([storage]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
-            let (namespace, name): (String, String) =
-                (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+            let (namespace, name): (String, String) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
             let version = u64::try_from(row.get::<_, i64>(2).map_err(failed)?).unwrap_or(0);
             let body: Vec<u8> = row.get(3).map_err(failed)?;
             let value: Value = serde_json::from_slice(&body).map_err(|source| Error::Corrupt {
@@ -62,14 +51,7 @@ pub(super) fn open(path: &Path, storages: &[&'static str]) -> Result<(Connection
                 key: format!("{storage} {namespace}/{name}"),
                 source,
             })?;
-            collection.load(
-                namespace,
-                name,
-                Stored {
-                    value: Arc::new(value),
-                    version,
-                },
-            );
+            collection.load(namespace, name, Stored { value: Arc::new(value), version });
         }
         state.collections.insert(storage, collection);
     }
@@ -77,11 +59,7 @@ pub(super) fn open(path: &Path, storages: &[&'static str]) -> Result<(Connection
 }
 
 /// Writes the objects every server starts with, where they are missing.
-pub(super) fn seed(
-    database: &Connection,
-    state: &mut State,
-    seeds: Vec<(Key, Value)>,
-) -> rusqlite::Result<()> {
+pub(super) fn seed(database: &Connection, state: &mut State, seeds: Vec<(Key, Value)>) -> rusqlite::Result<()> {
     for (key, mut value) in seeds {
         let Some(collection) = state.collections.get_mut(key.storage) else {
             continue;
@@ -91,18 +69,9 @@ pub(super) fn seed(
         }
         state.version += 1;
         value["metadata"]["resourceVersion"] = Value::String(state.version.to_string());
-        let stored = Stored {
-            value: Arc::new(value),
-            version: state.version,
-        };
+        let stored = Stored { value: Arc::new(value), version: state.version };
         let (reply, _) = oneshot::channel();
-        let staged = Staged {
-            key: key.clone(),
-            stored: stored.clone(),
-            before: None,
-            kind: ChangeKind::Created,
-            reply,
-        };
+        let staged = Staged { key: key.clone(), stored: stored.clone(), before: None, kind: ChangeKind::Created, reply };
         commit(database, &[staged])?;
         collection.load(key.namespace, key.name, stored);
         collection.forget(state.version);
@@ -156,16 +125,11 @@ fn stage(state: &RwLock<State>, batch: Vec<Job>) -> Vec<Staged> {
     let mut staged = Vec::with_capacity(batch.len());
     for Job { write, reply } in batch {
         let key = match &write {
-            Write::Create { key, .. } | Write::Replace { key, .. } | Write::Delete { key, .. } => {
-                key.clone()
-            }
+            Write::Create { key, .. } | Write::Replace { key, .. } | Write::Delete { key, .. } => key.clone(),
         };
         let current = match pending.get(&key) {
             Some(current) => current.clone(),
-            None => state
-                .collections
-                .get(key.storage)
-                .and_then(|c| c.get(&key.namespace, &key.name)),
+            None => state.collections.get(key.storage).and_then(|c| c.get(&key.namespace, &key.name)),
         };
         let (mut value, kind) = match decide(write, current.as_ref()) {
             Ok(decided) => decided,
@@ -176,26 +140,11 @@ fn stage(state: &RwLock<State>, batch: Vec<Job>) -> Vec<Staged> {
         };
         version += 1;
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.insert(
-                "resourceVersion".to_owned(),
-                Value::String(version.to_string()),
-            );
+            metadata.insert("resourceVersion".to_owned(), Value::String(version.to_string()));
         }
-        let stored = Stored {
-            value: Arc::new(value),
-            version,
-        };
-        pending.insert(
-            key.clone(),
-            (kind != ChangeKind::Deleted).then(|| stored.clone()),
-        );
-        staged.push(Staged {
-            key,
-            stored,
-            before: current.map(|c| c.value),
-            kind,
-            reply,
-        });
+        let stored = Stored { value: Arc::new(value), version };
+        pending.insert(key.clone(), (kind != ChangeKind::Deleted).then(|| stored.clone()));
+        staged.push(Staged { key, stored, before: current.map(|c| c.value), kind, reply });
     }
     staged
 }
@@ -205,21 +154,10 @@ fn decide(write: Write, current: Option<&Stored>) -> Result<(Value, ChangeKind),
         (Write::Create { value, .. }, None) => Ok((value, ChangeKind::Created)),
         (Write::Create { .. }, Some(_)) => Err(Refused::Exists),
         (Write::Replace { .. } | Write::Delete { .. }, None) => Err(Refused::Missing),
-        (
-            Write::Replace {
-                expected, value, ..
-            },
-            Some(current),
-        ) if expected == current.version => Ok((value, ChangeKind::Replaced)),
-        (
-            Write::Delete {
-                expected, value, ..
-            },
-            Some(current),
-        ) if expected == current.version => Ok((
-            value.unwrap_or_else(|| (*current.value).clone()),
-            ChangeKind::Deleted,
-        )),
+        (Write::Replace { expected, value, .. }, Some(current)) if expected == current.version => Ok((value, ChangeKind::Replaced)),
+        (Write::Delete { expected, value, .. }, Some(current)) if expected == current.version => {
+            Ok((value.unwrap_or_else(|| (*current.value).clone()), ChangeKind::Deleted))
+        }
         (Write::Replace { .. } | Write::Delete { .. }, Some(_)) => Err(Refused::Changed),
     }
 }
@@ -231,8 +169,7 @@ fn commit(database: &Connection, staged: &[Staged]) -> rusqlite::Result<()> {
             "INSERT INTO objects (storage, namespace, name, version, body) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET version = excluded.version, body = excluded.body",
         )?;
-        let mut remove = database
-            .prepare("DELETE FROM objects WHERE storage = ?1 AND namespace = ?2 AND name = ?3")?;
+        let mut remove = database.prepare("DELETE FROM objects WHERE storage = ?1 AND namespace = ?2 AND name = ?3")?;
         let mut changed = HashMap::new();
         for write in staged {
             let key = &write.key;
@@ -241,8 +178,8 @@ fn commit(database: &Connection, staged: &[Staged]) -> rusqlite::Result<()> {
             if write.kind == ChangeKind::Deleted {
                 remove.execute(params![key.storage, key.namespace, key.name])?;
             } else {
-                let body = serde_json::to_vec(&*write.stored.value)
-                    .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+                let body =
+                    serde_json::to_vec(&*write.stored.value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
                 put.execute(params![key.storage, key.namespace, key.name, version, body])?;
             }
         }
@@ -262,28 +199,11 @@ fn publish(state: &RwLock<State>, staged: Vec<Staged>) {
     {
         let mut state = state.write().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
-        for Staged {
-            key,
-            stored,
-            before,
-            kind,
-            reply,
-        } in staged
-        {
+        for Staged { key, stored, before, kind, reply } in staged {
             state.version = stored.version;
             if let Some(collection) = state.collections.get_mut(key.storage) {
-                let change = Change {
-                    version: stored.version,
-                    kind,
-                    object: Arc::clone(&stored.value),
-                    before,
-                    json: OnceLock::new(),
-                };
-                collection.apply(
-                    key,
-                    (kind != ChangeKind::Deleted).then(|| stored.clone()),
-                    change,
-                );
+                let change = Change { version: stored.version, kind, object: Arc::clone(&stored.value), before, json: OnceLock::new() };
+                collection.apply(key, (kind != ChangeKind::Deleted).then(|| stored.clone()), change);
             }
             answers.push((reply, stored));
         }

@@ -51,12 +51,7 @@ pub(super) struct Collection {
 impl Collection {
     /// `last` is the version of the collection's last change before this process.
     pub(super) fn new(last: u64) -> Self {
-        Self {
-            objects: BTreeMap::new(),
-            history: VecDeque::new(),
-            forgotten: last,
-            wake: watch::Sender::new(last),
-        }
+        Self { objects: BTreeMap::new(), history: VecDeque::new(), forgotten: last, wake: watch::Sender::new(last) }
     }
 
     /// Changes up to `version` are not in the history.
@@ -65,21 +60,14 @@ impl Collection {
     }
 
     pub(super) fn load(&mut self, namespace: String, name: String, stored: Stored) {
-        self.objects
-            .entry(namespace)
-            .or_default()
-            .insert(name, stored);
+        self.objects.entry(namespace).or_default().insert(name, stored);
     }
 
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Stored> {
         self.objects.get(namespace)?.get(name).cloned()
     }
 
-    pub(super) fn list(
-        &self,
-        namespace: Option<&str>,
-        mut keep: impl FnMut(&Value) -> bool,
-    ) -> Vec<Stored> {
+    pub(super) fn list(&self, namespace: Option<&str>, mut keep: impl FnMut(&Value) -> bool) -> Vec<Stored> {
         let mut found = Vec::new();
         let mut take = |objects: &BTreeMap<String, Stored>| {
             found.extend(objects.values().filter(|s| keep(&s.value)).cloned());
@@ -93,10 +81,7 @@ impl Collection {
 
     pub(super) fn since(&self, version: u64) -> Result<Vec<Arc<Change>>, Expired> {
         if version < self.forgotten {
-            return Err(Expired {
-                asked: version,
-                oldest: self.forgotten,
-            });
+            return Err(Expired { asked: version, oldest: self.forgotten });
         }
         let start = self.history.partition_point(|c| c.version <= version);
         Ok(self.history.range(start..).cloned().collect())
@@ -129,8 +114,7 @@ impl Collection {
 
     pub(super) fn wake_up(&self) {
         if let Some(last) = self.history.back() {
-            self.wake
-                .send_if_modified(|seen| std::mem::replace(seen, last.version) != last.version);
+            self.wake.send_if_modified(|seen| std::mem::replace(seen, last.version) != last.version);
         }
     }
 }
@@ -143,34 +127,15 @@ mod tests {
     #[test]
     fn versions_older_than_the_kept_changes_are_expired() {
         let mut collection = Collection::new(0);
-        let key = || Key {
-            storage: "things",
-            namespace: String::new(),
-            name: "a".to_owned(),
-        };
+        let key = || Key { storage: "things", namespace: String::new(), name: "a".to_owned() };
         let last = KEPT as u64 + 10;
         for version in 1..=last {
             let object = Arc::new(json!({"version": version}));
-            let stored = Stored {
-                value: Arc::clone(&object),
-                version,
-            };
-            let change = Change {
-                version,
-                kind: ChangeKind::Replaced,
-                object,
-                before: None,
-                json: OnceLock::new(),
-            };
+            let stored = Stored { value: Arc::clone(&object), version };
+            let change = Change { version, kind: ChangeKind::Replaced, object, before: None, json: OnceLock::new() };
             collection.apply(key(), Some(stored), change);
         }
-        assert_eq!(
-            collection.since(9).unwrap_err(),
-            Expired {
-                asked: 9,
-                oldest: 10
-            }
-        );
+        assert_eq!(collection.since(9).unwrap_err(), Expired { asked: 9, oldest: 10 });
         assert_eq!(collection.since(10).unwrap().len(), KEPT);
         assert_eq!(collection.since(last - 1).unwrap().len(), 1);
         assert!(collection.since(last).unwrap().is_empty());

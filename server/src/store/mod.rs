@@ -20,19 +20,10 @@ use history::{Collection, Expired};
 /// Why the database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "cannot open the database {path}; is another edge-server running on this data directory?"
-    )]
-    Open {
-        path: PathBuf,
-        source: rusqlite::Error,
-    },
+    #[error("cannot open the database {path}; is another edge-server running on this data directory?")]
+    Open { path: PathBuf, source: rusqlite::Error },
     #[error("the database {path} holds an unreadable object {key}")]
-    Corrupt {
-        path: PathBuf,
-        key: String,
-        source: serde_json::Error,
-    },
+    Corrupt { path: PathBuf, key: String, source: serde_json::Error },
     #[error("cannot start the writer thread")]
     Thread(#[source] std::io::Error),
 }
@@ -113,32 +104,20 @@ pub struct Listing {
 
 impl Store {
     /// Opens or creates the database, adds those of `seeds` that are missing, and starts the writer thread.
-    pub fn open(
-        path: &Path,
-        storages: &[&'static str],
-        seeds: Vec<(Key, Value)>,
-    ) -> Result<Self, Error> {
+    pub fn open(path: &Path, storages: &[&'static str], seeds: Vec<(Key, Value)>) -> Result<Self, Error> {
         let (database, mut state) = disk::open(path, storages)?;
-        disk::seed(&database, &mut state, seeds).map_err(|source| Error::Open {
-            path: path.to_owned(),
-            source,
-        })?;
+        disk::seed(&database, &mut state, seeds).map_err(|source| Error::Open { path: path.to_owned(), source })?;
         let state = Arc::new(RwLock::new(state));
         let (writes, jobs) = std::sync::mpsc::channel();
         let shared = Arc::clone(&state);
-        std::thread::Builder::new()
-            .name("store".to_owned())
-            .spawn(move || disk::run(&database, &shared, &jobs))
-            .map_err(Error::Thread)?;
+        std::thread::Builder::new().name("store".to_owned()).spawn(move || disk::run(&database, &shared, &jobs)).map_err(Error::Thread)?;
         Ok(Self { state, writes })
     }
 
     /// Does one write; returns when it is durable.
     pub async fn write(&self, write: Write) -> Result<Stored, Refused> {
         let (reply, answer) = oneshot::channel();
-        self.writes
-            .send(Job { write, reply })
-            .map_err(|_| Refused::Closed)?;
+        self.writes.send(Job { write, reply }).map_err(|_| Refused::Closed)?;
         answer.await.map_err(|_| Refused::Closed)?
     }
 
@@ -153,30 +132,14 @@ impl Store {
     }
 
     /// All objects in key order, or those of one namespace, that `keep` accepts.
-    pub fn list(
-        &self,
-        storage: &'static str,
-        namespace: Option<&str>,
-        keep: impl FnMut(&Value) -> bool,
-    ) -> Listing {
+    pub fn list(&self, storage: &'static str, namespace: Option<&str>, keep: impl FnMut(&Value) -> bool) -> Listing {
         let state = self.read();
-        let objects = state
-            .collections
-            .get(storage)
-            .map(|c| c.list(namespace, keep))
-            .unwrap_or_default();
-        Listing {
-            objects,
-            version: state.version,
-        }
+        let objects = state.collections.get(storage).map(|c| c.list(namespace, keep)).unwrap_or_default();
+        Listing { objects, version: state.version }
     }
 
     /// Changes after `version`, and the version reached by reading them.
-    pub fn changes(
-        &self,
-        storage: &'static str,
-        version: u64,
-    ) -> Result<(Vec<Arc<Change>>, u64), Expired> {
+    pub fn changes(&self, storage: &'static str, version: u64) -> Result<(Vec<Arc<Change>>, u64), Expired> {
         let state = self.read();
         match state.collections.get(storage) {
             Some(collection) => Ok((collection.since(version)?, state.version.max(version))),
@@ -186,10 +149,7 @@ impl Store {
 
     /// Turns whenever the collection changes.
     pub fn subscribe(&self, storage: &'static str) -> Option<watch::Receiver<u64>> {
-        self.read()
-            .collections
-            .get(storage)
-            .map(Collection::subscribe)
+        self.read().collections.get(storage).map(Collection::subscribe)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -205,18 +165,11 @@ mod tests {
     const THINGS: &str = "things";
 
     fn key(name: &str) -> Key {
-        Key {
-            storage: THINGS,
-            namespace: "ns".to_owned(),
-            name: name.to_owned(),
-        }
+        Key { storage: THINGS, namespace: "ns".to_owned(), name: name.to_owned() }
     }
 
     fn create(name: &str) -> Write {
-        Write::Create {
-            key: key(name),
-            value: json!({"metadata": {"name": name}}),
-        }
+        Write::Create { key: key(name), value: json!({"metadata": {"name": name}}) }
     }
 
     #[tokio::test]
@@ -225,32 +178,15 @@ mod tests {
         let path = dir.path().join("db");
         let store = Store::open(&path, &[THINGS], Vec::new()).unwrap();
         let first = store.write(create("a")).await.unwrap();
-        assert_eq!(
-            first.value["metadata"]["resourceVersion"],
-            first.version.to_string()
-        );
+        assert_eq!(first.value["metadata"]["resourceVersion"], first.version.to_string());
         assert_eq!(store.write(create("a")).await.unwrap_err(), Refused::Exists);
-        let replace = |expected| Write::Replace {
-            key: key("a"),
-            expected,
-            value: json!({"metadata": {}, "x": 1}),
-        };
+        let replace = |expected| Write::Replace { key: key("a"), expected, value: json!({"metadata": {}, "x": 1}) };
         let second = store.write(replace(first.version)).await.unwrap();
         assert!(second.version > first.version);
-        assert_eq!(
-            store.write(replace(first.version)).await.unwrap_err(),
-            Refused::Changed
-        );
+        assert_eq!(store.write(replace(first.version)).await.unwrap_err(), Refused::Changed);
         store.write(create("b")).await.unwrap();
         let gone = store.get(THINGS, "ns", "b").unwrap();
-        store
-            .write(Write::Delete {
-                key: key("b"),
-                expected: gone.version,
-                value: None,
-            })
-            .await
-            .unwrap();
+        store.write(Write::Delete { key: key("b"), expected: gone.version, value: None }).await.unwrap();
         let version = store.version();
         drop(store);
 
@@ -265,14 +201,8 @@ mod tests {
         assert_eq!(store.version(), version);
         assert_eq!(store.get(THINGS, "ns", "a").unwrap().value["x"], 1);
         assert!(store.get(THINGS, "ns", "b").is_none());
-        assert!(
-            store.changes(THINGS, version).unwrap().0.is_empty(),
-            "nothing after the newest version"
-        );
-        assert!(
-            store.changes(THINGS, version - 1).is_err(),
-            "history does not survive, so older is gone"
-        );
+        assert!(store.changes(THINGS, version).unwrap().0.is_empty(), "nothing after the newest version");
+        assert!(store.changes(THINGS, version - 1).is_err(), "history does not survive, so older is gone");
     }
 
     #[tokio::test]
@@ -283,11 +213,7 @@ mod tests {
         let attempts: Vec<_> = (0..20)
             .map(|n| {
                 let store = store.clone();
-                let write = Write::Replace {
-                    key: key("a"),
-                    expected: first.version,
-                    value: json!({"metadata": {}, "n": n}),
-                };
+                let write = Write::Replace { key: key("a"), expected: first.version, value: json!({"metadata": {}, "n": n}) };
                 tokio::spawn(async move { store.write(write).await.is_ok() })
             })
             .collect();
@@ -305,25 +231,10 @@ mod tests {
         let mut wake = store.subscribe(THINGS).unwrap();
         let first = store.write(create("a")).await.unwrap();
         wake.changed().await.unwrap();
-        store
-            .write(Write::Delete {
-                key: key("a"),
-                expected: first.version,
-                value: None,
-            })
-            .await
-            .unwrap();
-        let (changes, version) = store
-            .changes(THINGS, 0)
-            .unwrap_or_else(|_| panic!("history is complete"));
-        assert_eq!(
-            changes.iter().map(|c| c.kind).collect::<Vec<_>>(),
-            [ChangeKind::Created, ChangeKind::Deleted]
-        );
-        assert_eq!(
-            changes[1].object["metadata"]["resourceVersion"],
-            version.to_string()
-        );
+        store.write(Write::Delete { key: key("a"), expected: first.version, value: None }).await.unwrap();
+        let (changes, version) = store.changes(THINGS, 0).unwrap_or_else(|_| panic!("history is complete"));
+        assert_eq!(changes.iter().map(|c| c.kind).collect::<Vec<_>>(), [ChangeKind::Created, ChangeKind::Deleted]);
+        assert_eq!(changes[1].object["metadata"]["resourceVersion"], version.to_string());
         assert!(changes[1].before.is_some());
     }
 }

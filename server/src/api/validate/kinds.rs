@@ -29,20 +29,12 @@ pub(super) fn object(kind: &Kind, object: &Value, wrong: &mut Wrong) {
             if object["addressType"].is_null() {
                 wrong.required("addressType", "");
             }
-            wrong.supported(
-                "addressType",
-                &object["addressType"],
-                &["FQDN", "IPv4", "IPv6"],
-            );
+            wrong.supported("addressType", &object["addressType"], &["FQDN", "IPv4", "IPv6"]);
         }
         ("coordination.k8s.io", "Lease") => {
             let duration = &object["spec"]["leaseDurationSeconds"];
             if duration.as_i64().is_some_and(|d| d <= 0) {
-                wrong.invalid(
-                    "spec.leaseDurationSeconds",
-                    duration,
-                    "must be greater than 0",
-                );
+                wrong.invalid("spec.leaseDurationSeconds", duration, "must be greater than 0");
             }
         }
         ("node.k8s.io", "RuntimeClass") => names::label_name("handler", &object["handler"], wrong),
@@ -52,11 +44,7 @@ pub(super) fn object(kind: &Kind, object: &Value, wrong: &mut Wrong) {
             let own = text(&object["metadata"]["namespace"]);
             if !(about == own || (about.is_empty() && own == "default")) {
                 let value = &object["involvedObject"]["namespace"];
-                wrong.invalid(
-                    "involvedObject.namespace",
-                    value,
-                    "does not match event.namespace",
-                );
+                wrong.invalid("involvedObject.namespace", value, "does not match event.namespace");
             }
         }
         _ => {}
@@ -67,18 +55,12 @@ pub(super) fn object(kind: &Kind, object: &Value, wrong: &mut Wrong) {
 pub(super) fn change(kind: &Kind, old: &Value, new: &Value, wrong: &mut Wrong) {
     match (kind.group, kind.kind) {
         ("", "Pod") => pod::change(&old["spec"], &new["spec"], wrong),
-        ("apps", _) => wrong.immutable(
-            "spec.selector",
-            &old["spec"]["selector"],
-            &new["spec"]["selector"],
-        ),
+        ("apps", _) => wrong.immutable("spec.selector", &old["spec"]["selector"], &new["spec"]["selector"]),
         ("", "Node") => node_change(old, new, wrong),
         ("", "Service") => {
             let (before, after) = (&old["spec"]["clusterIP"], &new["spec"]["clusterIP"]);
-            let external =
-                old["spec"]["type"] == "ExternalName" || new["spec"]["type"] == "ExternalName";
-            if !external && !before.is_null() && !after.is_null() && after != "" && before != after
-            {
+            let external = old["spec"]["type"] == "ExternalName" || new["spec"]["type"] == "ExternalName";
+            if !external && !before.is_null() && !after.is_null() && after != "" && before != after {
                 wrong.invalid("spec.clusterIPs[0]", after, "may not change once set");
             }
         }
@@ -100,31 +82,21 @@ pub(super) fn change(kind: &Kind, old: &Value, new: &Value, wrong: &mut Wrong) {
         ("discovery.k8s.io", "EndpointSlice") => {
             wrong.immutable("addressType", &old["addressType"], &new["addressType"]);
         }
-        ("node.k8s.io", "RuntimeClass") => {
-            wrong.immutable("handler", &old["handler"], &new["handler"])
-        }
+        ("node.k8s.io", "RuntimeClass") => wrong.immutable("handler", &old["handler"], &new["handler"]),
         _ => {}
     }
 }
 
 fn node_change(old: &Value, new: &Value, wrong: &mut Wrong) {
-    let set = |v: &Value| {
-        v.as_array().is_some_and(|a| !a.is_empty()) || v.as_str().is_some_and(|s| !s.is_empty())
-    };
+    let set = |v: &Value| v.as_array().is_some_and(|a| !a.is_empty()) || v.as_str().is_some_and(|s| !s.is_empty());
     for (field, path) in [("podCIDRs", "spec.podCIDRs"), ("podCIDR", "spec.podCIDRs")] {
         if set(&old["spec"][field]) && old["spec"][field] != new["spec"][field] {
-            wrong.forbidden(
-                path,
-                "node updates may not change podCIDR except from \"\" to valid",
-            );
+            wrong.forbidden(path, "node updates may not change podCIDR except from \"\" to valid");
             break;
         }
     }
     if set(&old["spec"]["providerID"]) && old["spec"]["providerID"] != new["spec"]["providerID"] {
-        wrong.forbidden(
-            "spec.providerID",
-            "node updates may not change providerID except from \"\" to valid",
-        );
+        wrong.forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid");
     }
 }
 
@@ -155,11 +127,7 @@ fn workload(spec: &Value, wrong: &mut Wrong) {
     if selector.is_null() {
         wrong.required("spec.selector", "");
     } else if empty(&selector["matchLabels"]) && list(&selector["matchExpressions"]).is_empty() {
-        wrong.invalid(
-            "spec.selector",
-            selector,
-            "empty selector is invalid for deployment",
-        );
+        wrong.invalid("spec.selector", selector, "empty selector is invalid for deployment");
     }
     names::labels("spec.selector.matchLabels", &selector["matchLabels"], wrong);
     if !spec["template"].is_object() {
@@ -167,52 +135,27 @@ fn workload(spec: &Value, wrong: &mut Wrong) {
         return;
     }
     if !selector.is_null() && !Selectors::from_label_selector(selector).matches_labels(labels) {
-        wrong.invalid(
-            "spec.template.metadata.labels",
-            labels,
-            "`selector` does not match template `labels`",
-        );
+        wrong.invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`");
     }
     names::labels("spec.template.metadata.labels", labels, wrong);
     pod::spec("spec.template.spec", &spec["template"]["spec"], wrong);
-    wrong.supported(
-        "spec.template.spec.restartPolicy",
-        &spec["template"]["spec"]["restartPolicy"],
-        &["Always"],
-    );
+    wrong.supported("spec.template.spec.restartPolicy", &spec["template"]["spec"]["restartPolicy"], &["Always"]);
     if !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
-        wrong.forbidden(
-            "spec.template.spec.activeDeadlineSeconds",
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
-        );
+        wrong.forbidden("spec.template.spec.activeDeadlineSeconds", "activeDeadlineSeconds in ReplicaSet is not Supported");
     }
 }
 
 fn deployment(spec: &Value, wrong: &mut Wrong) {
     wrong.not_negative("spec.revisionHistoryLimit", &spec["revisionHistoryLimit"]);
     let deadline = &spec["progressDeadlineSeconds"];
-    if deadline.as_i64() <= spec["minReadySeconds"].as_i64()
-        && !deadline.is_null()
-        && !spec["minReadySeconds"].is_null()
-    {
-        wrong.invalid(
-            "spec.progressDeadlineSeconds",
-            deadline,
-            "must be greater than minReadySeconds",
-        );
+    if deadline.as_i64() <= spec["minReadySeconds"].as_i64() && !deadline.is_null() && !spec["minReadySeconds"].is_null() {
+        wrong.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
     }
     let strategy = &spec["strategy"];
-    wrong.supported(
-        "spec.strategy.type",
-        &strategy["type"],
-        &["Recreate", "RollingUpdate"],
-    );
+    wrong.supported("spec.strategy.type", &strategy["type"], &["Recreate", "RollingUpdate"]);
     let rolling = &strategy["rollingUpdate"];
     if strategy["type"] == "Recreate" && !rolling.is_null() {
-        wrong.forbidden(
-            "spec.strategy.rollingUpdate",
-            "may not be specified when strategy `type` is 'Recreate'",
-        );
+        wrong.forbidden("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'");
         return;
     }
     for field in ["maxUnavailable", "maxSurge"] {
@@ -228,27 +171,18 @@ fn deployment(spec: &Value, wrong: &mut Wrong) {
     let zero = |v: &Value| v.as_i64() == Some(0) || v == "0%";
     if zero(&rolling["maxUnavailable"]) && zero(&rolling["maxSurge"]) {
         let path = "spec.strategy.rollingUpdate.maxUnavailable";
-        wrong.invalid(
-            path,
-            &rolling["maxUnavailable"],
-            "may not be 0 when `maxSurge` is 0",
-        );
+        wrong.invalid(path, &rolling["maxUnavailable"], "may not be 0 when `maxSurge` is 0");
     }
 }
 
 fn is_percent(text: &str) -> bool {
-    text.strip_suffix('%')
-        .is_some_and(|n| !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()))
+    text.strip_suffix('%').is_some_and(|n| !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()))
 }
 
 fn service(spec: &Value, wrong: &mut Wrong) {
     let types = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
     wrong.supported("spec.type", &spec["type"], &types);
-    wrong.supported(
-        "spec.sessionAffinity",
-        &spec["sessionAffinity"],
-        &["ClientIP", "None"],
-    );
+    wrong.supported("spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"]);
     names::labels("spec.selector", &spec["selector"], wrong);
     let ports = list(&spec["ports"]);
     let external = spec["type"] == "ExternalName";
@@ -266,11 +200,7 @@ fn service(spec: &Value, wrong: &mut Wrong) {
         if port["targetPort"].is_number() {
             wrong.port(&format!("{path}.targetPort"), &port["targetPort"]);
         }
-        wrong.supported(
-            &format!("{path}.protocol"),
-            &port["protocol"],
-            &["SCTP", "TCP", "UDP"],
-        );
+        wrong.supported(&format!("{path}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"]);
         let name = text(&port["name"]);
         if name.is_empty() {
             if ports.len() > 1 {
@@ -295,24 +225,12 @@ fn data(field: &str, data: &Value, encoded: bool, wrong: &mut Wrong) {
     let mut size = 0;
     for (key, value) in data.as_object().into_iter().flatten() {
         size += text(value).len();
-        let plain = !key.is_empty()
-            && key.len() <= 253
-            && key
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let plain = !key.is_empty() && key.len() <= 253 && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if !plain || key == "." || key == ".." {
             wrong.invalid(&format!("{field}[{key}]"), &Value::from(key.as_str()), "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')");
         }
-        if encoded
-            && base64::engine::general_purpose::STANDARD
-                .decode(text(value))
-                .is_err()
-        {
-            wrong.invalid(
-                &format!("{field}[{key}]"),
-                &Value::from("..."),
-                "illegal base64 data",
-            );
+        if encoded && base64::engine::general_purpose::STANDARD.decode(text(value)).is_err() {
+            wrong.invalid(&format!("{field}[{key}]"), &Value::from("..."), "illegal base64 data");
         }
     }
     if size > MAX_DATA {

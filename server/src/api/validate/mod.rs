@@ -19,40 +19,20 @@ struct Wrong(Vec<Cause>);
 
 impl Wrong {
     fn add(&mut self, reason: &str, field: &str, message: String) {
-        self.0.push(Cause {
-            reason: reason.to_owned(),
-            message,
-            field: field.to_owned(),
-        });
+        self.0.push(Cause { reason: reason.to_owned(), message, field: field.to_owned() });
     }
 
     fn required(&mut self, field: &str, detail: &str) {
-        let detail = if detail.is_empty() {
-            String::new()
-        } else {
-            format!(": {detail}")
-        };
-        self.add(
-            "FieldValueRequired",
-            field,
-            format!("Required value{detail}"),
-        );
+        let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+        self.add("FieldValueRequired", field, format!("Required value{detail}"));
     }
 
     fn invalid(&mut self, field: &str, value: &Value, detail: &str) {
-        self.add(
-            "FieldValueInvalid",
-            field,
-            format!("Invalid value: {value}: {detail}"),
-        );
+        self.add("FieldValueInvalid", field, format!("Invalid value: {value}: {detail}"));
     }
 
     fn duplicate(&mut self, field: &str, value: &Value) {
-        self.add(
-            "FieldValueDuplicate",
-            field,
-            format!("Duplicate value: {value}"),
-        );
+        self.add("FieldValueDuplicate", field, format!("Duplicate value: {value}"));
     }
 
     fn not_found(&mut self, field: &str, value: &Value) {
@@ -69,10 +49,7 @@ impl Wrong {
             return;
         }
         let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        let message = format!(
-            "Unsupported value: {value}: supported values: {}",
-            list.join(", ")
-        );
+        let message = format!("Unsupported value: {value}: supported values: {}", list.join(", "));
         self.add("FieldValueNotSupported", field, message);
     }
 
@@ -160,11 +137,7 @@ mod tests {
             Err(status) => {
                 assert_eq!((status.code, status.reason), (422, "Invalid"));
                 let causes = status.details.unwrap().causes;
-                causes
-                    .iter()
-                    .map(|c| format!("{}: {}", c.field, c.message))
-                    .collect::<Vec<_>>()
-                    .join("; ")
+                causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect::<Vec<_>>().join("; ")
             }
         }
     }
@@ -174,14 +147,8 @@ mod tests {
         let rows = [
             (json!({"containers": [{"name": "c", "image": "x"}]}), ""),
             (json!({}), "spec.containers: Required value"),
-            (
-                json!({"containers": [{"image": "x"}]}),
-                "spec.containers[0].name: Required value",
-            ),
-            (
-                json!({"containers": [{"name": "c"}]}),
-                "spec.containers[0].image: Required value",
-            ),
+            (json!({"containers": [{"image": "x"}]}), "spec.containers[0].name: Required value"),
+            (json!({"containers": [{"name": "c"}]}), "spec.containers[0].image: Required value"),
             (
                 json!({"containers": [{"name": "c", "image": "x"}, {"name": "c", "image": "x"}]}),
                 "spec.containers[1].name: Duplicate value: \"c\"",
@@ -223,43 +190,25 @@ mod tests {
         );
         let mut never = deployment();
         never["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
-        assert!(
-            causes(&kind::DEPLOYMENT, &never)
-                .starts_with("spec.template.spec.restartPolicy: Unsupported value")
-        );
+        assert!(causes(&kind::DEPLOYMENT, &never).starts_with("spec.template.spec.restartPolicy: Unsupported value"));
         let mut negative = deployment();
         negative["spec"]["replicas"] = json!(-1);
-        assert!(
-            causes(&kind::DEPLOYMENT, &negative).ends_with("must be greater than or equal to 0")
-        );
-        assert!(
-            update(&kind::DEPLOYMENT, &deployment(), &other)
-                .unwrap_err()
-                .message
-                .contains("field is immutable")
-        );
+        assert!(causes(&kind::DEPLOYMENT, &negative).ends_with("must be greater than or equal to 0"));
+        assert!(update(&kind::DEPLOYMENT, &deployment(), &other).unwrap_err().message.contains("field is immutable"));
     }
 
     #[test]
     fn names_labels_and_settings_of_others() {
         let named = |name: &str| json!({"metadata": {"name": name}});
         assert!(
-            causes(&kind::CONFIG_MAP, &named("A_b")).starts_with(
-                "metadata.name: Invalid value: \"A_b\": a lowercase RFC 1123 subdomain"
-            )
+            causes(&kind::CONFIG_MAP, &named("A_b")).starts_with("metadata.name: Invalid value: \"A_b\": a lowercase RFC 1123 subdomain")
         );
         assert!(causes(&kind::NAMESPACE, &named("a.b")).contains("a lowercase RFC 1123 label"));
         assert_eq!(causes(&kind::CONFIG_MAP, &named("a.b")), "");
         let label = json!({"metadata": {"name": "a", "labels": {"x": "b c"}}});
-        assert!(
-            causes(&kind::CONFIG_MAP, &label)
-                .starts_with("metadata.labels: Invalid value: \"b c\": a valid label must be")
-        );
+        assert!(causes(&kind::CONFIG_MAP, &label).starts_with("metadata.labels: Invalid value: \"b c\": a valid label must be"));
         let service = json!({"metadata": {"name": "s"}, "spec": {"type": "ClusterIP"}});
-        assert_eq!(
-            causes(&kind::SERVICE, &service),
-            "spec.ports: Required value"
-        );
+        assert_eq!(causes(&kind::SERVICE, &service), "spec.ports: Required value");
         let old = json!({"metadata": {"name": "n"}, "spec": {"providerID": "a"}});
         let new = json!({"metadata": {"name": "n"}, "spec": {"providerID": "b"}});
         assert_eq!(update(&kind::NODE, &old, &new).unwrap_err().code, 422);

@@ -26,20 +26,13 @@ pub(super) fn is_label(name: &str) -> bool {
 }
 
 fn is_subdomain(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 253
-        && name
-            .split('.')
-            .all(|part| part.len() > 63 || is_label(part))
+    !name.is_empty() && name.len() <= 253 && name.split('.').all(|part| part.len() > 63 || is_label(part))
 }
 
 /// Letters, digits, `-_.`, beginning and ending with a letter or digit.
 fn is_plain(text: &str) -> bool {
     let edge = |c: char| c.is_ascii_alphanumeric();
-    text.len() <= 63
-        && text.chars().all(|c| edge(c) || "-_.".contains(c))
-        && text.starts_with(edge)
-        && text.ends_with(edge)
+    text.len() <= 63 && text.chars().all(|c| edge(c) || "-_.".contains(c)) && text.starts_with(edge) && text.ends_with(edge)
 }
 
 /// Checks a label's key; `field` names the map.
@@ -49,11 +42,7 @@ pub(super) fn key(field: &str, key: &str, wrong: &mut Wrong) {
         None => (None, key),
     };
     if prefix.is_some_and(|p| !is_subdomain(p)) {
-        wrong.invalid(
-            field,
-            &Value::from(key),
-            &format!("prefix part {SUBDOMAIN}"),
-        );
+        wrong.invalid(field, &Value::from(key), &format!("prefix part {SUBDOMAIN}"));
     }
     if !is_plain(name) {
         wrong.invalid(field, &Value::from(key), QUALIFIED);
@@ -89,9 +78,7 @@ pub(super) fn metadata(kind: &Kind, object: &Value, wrong: &mut Wrong) {
     } else {
         match kind.kind {
             "Namespace" if !is_label(name) => wrong.invalid("metadata.name", value, LABEL),
-            "Service"
-                if !(is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase())) =>
-            {
+            "Service" if !(is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase())) => {
                 wrong.invalid("metadata.name", value, DNS_1035);
             }
             _ if !is_subdomain(name) => wrong.invalid("metadata.name", value, SUBDOMAIN),
@@ -99,12 +86,7 @@ pub(super) fn metadata(kind: &Kind, object: &Value, wrong: &mut Wrong) {
         }
     }
     labels("metadata.labels", &metadata["labels"], wrong);
-    for name in metadata["annotations"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(name, _)| name)
-    {
+    for name in metadata["annotations"].as_object().into_iter().flatten().map(|(name, _)| name) {
         key("metadata.annotations", &name.to_lowercase(), wrong);
     }
     let annotations = metadata["annotations"].as_object().into_iter().flatten();
@@ -120,14 +102,7 @@ pub(super) fn metadata(kind: &Kind, object: &Value, wrong: &mut Wrong) {
                 wrong.invalid(
                     &path,
                     &Value::from(""),
-                    &format!(
-                        "{} must not be empty",
-                        if field == "apiVersion" {
-                            "version"
-                        } else {
-                            field
-                        }
-                    ),
+                    &format!("{} must not be empty", if field == "apiVersion" { "version" } else { field }),
                 );
             }
         }

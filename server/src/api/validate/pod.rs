@@ -14,20 +14,10 @@ pub(super) fn spec(path: &str, spec: &Value, wrong: &mut Wrong) {
     wrong.supported(&at("restartPolicy"), &spec["restartPolicy"], POLICIES);
     let dns = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     wrong.supported(&at("dnsPolicy"), &spec["dnsPolicy"], &dns);
-    wrong.not_negative(
-        &at("terminationGracePeriodSeconds"),
-        &spec["terminationGracePeriodSeconds"],
-    );
-    if spec["activeDeadlineSeconds"]
-        .as_i64()
-        .is_some_and(|s| s < 1)
-    {
+    wrong.not_negative(&at("terminationGracePeriodSeconds"), &spec["terminationGracePeriodSeconds"]);
+    if spec["activeDeadlineSeconds"].as_i64().is_some_and(|s| s < 1) {
         let value = &spec["activeDeadlineSeconds"];
-        wrong.invalid(
-            &at("activeDeadlineSeconds"),
-            value,
-            "must be between 1 and 2147483647, inclusive",
-        );
+        wrong.invalid(&at("activeDeadlineSeconds"), value, "must be between 1 and 2147483647, inclusive");
     }
     names::labels(&at("nodeSelector"), &spec["nodeSelector"], wrong);
     let mut volumes = Vec::new();
@@ -38,9 +28,7 @@ pub(super) fn spec(path: &str, spec: &Value, wrong: &mut Wrong) {
             wrong.duplicate(&format!("{path}.name"), &volume["name"]);
         }
         volumes.push(text(&volume["name"]));
-        let sources = volume
-            .as_object()
-            .map_or(0, |v| v.keys().filter(|k| *k != "name").count());
+        let sources = volume.as_object().map_or(0, |v| v.keys().filter(|k| *k != "name").count());
         if sources > 1 {
             wrong.forbidden(&path, "may not specify more than 1 volume type");
         }
@@ -75,11 +63,7 @@ pub(super) fn spec(path: &str, spec: &Value, wrong: &mut Wrong) {
         let path = at(&format!("tolerations[{index}]"));
         let operators = ["Equal", "Exists", "Lt", "Gt"];
         if !text(&toleration["operator"]).is_empty() {
-            wrong.supported(
-                &format!("{path}.operator"),
-                &toleration["operator"],
-                &operators,
-            );
+            wrong.supported(&format!("{path}.operator"), &toleration["operator"], &operators);
         }
         if !text(&toleration["effect"]).is_empty() {
             let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -97,49 +81,27 @@ fn container(path: &str, container: &Value, volumes: &[&str], wrong: &mut Wrong)
     if text(&container["image"]).is_empty() {
         wrong.required(&at("image"), "");
     } else if text(&container["image"]).trim() != text(&container["image"]) {
-        wrong.invalid(
-            &at("image"),
-            &container["image"],
-            "must not have leading or trailing whitespace",
-        );
+        wrong.invalid(&at("image"), &container["image"], "must not have leading or trailing whitespace");
     }
-    wrong.supported(
-        &at("imagePullPolicy"),
-        &container["imagePullPolicy"],
-        &["Always", "IfNotPresent", "Never"],
-    );
+    wrong.supported(&at("imagePullPolicy"), &container["imagePullPolicy"], &["Always", "IfNotPresent", "Never"]);
     let messages = ["FallbackToLogsOnError", "File"];
-    wrong.supported(
-        &at("terminationMessagePolicy"),
-        &container["terminationMessagePolicy"],
-        &messages,
-    );
+    wrong.supported(&at("terminationMessagePolicy"), &container["terminationMessagePolicy"], &messages);
     for (index, port) in list(&container["ports"]).iter().enumerate() {
         let path = at(&format!("ports[{index}]"));
         wrong.port(&format!("{path}.containerPort"), &port["containerPort"]);
         if port["hostPort"].as_i64().is_some_and(|p| p != 0) {
             wrong.port(&format!("{path}.hostPort"), &port["hostPort"]);
         }
-        wrong.supported(
-            &format!("{path}.protocol"),
-            &port["protocol"],
-            &["SCTP", "TCP", "UDP"],
-        );
+        wrong.supported(&format!("{path}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"]);
     }
     for (index, variable) in list(&container["env"]).iter().enumerate() {
         let path = at(&format!("env[{index}]"));
         if text(&variable["name"]).is_empty() {
             wrong.required(&format!("{path}.name"), "");
         }
-        let sources = variable["valueFrom"]
-            .as_object()
-            .map_or(1, serde_json::Map::len);
+        let sources = variable["valueFrom"].as_object().map_or(1, serde_json::Map::len);
         if !text(&variable["value"]).is_empty() && !variable["valueFrom"].is_null() {
-            wrong.invalid(
-                &format!("{path}.valueFrom"),
-                &json!(""),
-                "may not be specified when `value` is not empty",
-            );
+            wrong.invalid(&format!("{path}.valueFrom"), &json!(""), "may not be specified when `value` is not empty");
         } else if sources != 1 {
             let why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`";
             wrong.invalid(&format!("{path}.valueFrom"), &json!(""), why);
@@ -156,11 +118,7 @@ fn container(path: &str, container: &Value, volumes: &[&str], wrong: &mut Wrong)
         if text(&mount["mountPath"]).is_empty() {
             wrong.required(&format!("{path}.mountPath"), "");
         } else if mounts.contains(&text(&mount["mountPath"])) {
-            wrong.invalid(
-                &format!("{path}.mountPath"),
-                &mount["mountPath"],
-                "must be unique",
-            );
+            wrong.invalid(&format!("{path}.mountPath"), &mount["mountPath"], "must be unique");
         }
         mounts.push(text(&mount["mountPath"]));
     }
@@ -174,10 +132,7 @@ fn container(path: &str, container: &Value, volumes: &[&str], wrong: &mut Wrong)
         let action = &container["lifecycle"][hook];
         let handlers = ["exec", "httpGet", "tcpSocket", "sleep"];
         if action.is_object() && handlers.iter().filter(|h| !action[**h].is_null()).count() != 1 {
-            wrong.required(
-                &at(&format!("lifecycle.{hook}")),
-                "must specify a handler type",
-            );
+            wrong.required(&at(&format!("lifecycle.{hook}")), "must specify a handler type");
         }
     }
 }
@@ -202,9 +157,7 @@ fn resources(path: &str, resources: &Value, wrong: &mut Wrong) {
         let limit = &resources["limits"][name];
         if let (Some(asked), Some(most)) = (quantity::of(request), quantity::of(limit)) {
             if asked > most {
-                let limit = limit
-                    .as_str()
-                    .map_or_else(|| limit.to_string(), str::to_owned);
+                let limit = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
                 let why = format!("must be less than or equal to {name} limit of {limit}");
                 wrong.invalid(&format!("{path}.requests"), request, &why);
             }
@@ -219,21 +172,11 @@ fn probe(path: &str, probe: &Value, readiness: bool, wrong: &mut Wrong) {
     } else if handlers > 1 {
         wrong.forbidden(path, "may not specify more than 1 handler type");
     }
-    for field in [
-        "initialDelaySeconds",
-        "timeoutSeconds",
-        "periodSeconds",
-        "successThreshold",
-        "failureThreshold",
-    ] {
+    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         wrong.not_negative(&format!("{path}.{field}"), &probe[field]);
     }
     if !readiness && probe["successThreshold"].as_i64().is_some_and(|n| n > 1) {
-        wrong.invalid(
-            &format!("{path}.successThreshold"),
-            &probe["successThreshold"],
-            "must be 1",
-        );
+        wrong.invalid(&format!("{path}.successThreshold"), &probe["successThreshold"], "must be 1");
     }
     for handler in ["httpGet", "tcpSocket"] {
         if probe[handler].is_object() {
@@ -252,19 +195,12 @@ fn probe(path: &str, probe: &Value, readiness: bool, wrong: &mut Wrong) {
 pub(super) fn change(old: &Value, new: &Value, wrong: &mut Wrong) {
     let mut same = new.clone();
     for kind in ["containers", "initContainers"] {
-        let images: Vec<Value> = list(&old[kind])
-            .iter()
-            .map(|c| c["image"].clone())
-            .collect();
+        let images: Vec<Value> = list(&old[kind]).iter().map(|c| c["image"].clone()).collect();
         for (container, image) in same[kind].as_array_mut().into_iter().flatten().zip(images) {
             container["image"] = image;
         }
     }
-    for field in [
-        "activeDeadlineSeconds",
-        "terminationGracePeriodSeconds",
-        "schedulingGates",
-    ] {
+    for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "schedulingGates"] {
         match (old.get(field), same.as_object_mut()) {
             (Some(value), Some(same)) => {
                 same.insert(field.to_owned(), value.clone());
@@ -275,9 +211,7 @@ pub(super) fn change(old: &Value, new: &Value, wrong: &mut Wrong) {
             (_, None) => {}
         }
     }
-    let kept = list(&old["tolerations"])
-        .iter()
-        .all(|t| list(&new["tolerations"]).contains(t));
+    let kept = list(&old["tolerations"]).iter().all(|t| list(&new["tolerations"]).contains(t));
     if kept && !old["tolerations"].is_null() {
         same["tolerations"] = old["tolerations"].clone();
     } else if kept {
