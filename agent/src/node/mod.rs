@@ -106,11 +106,10 @@ pub async fn run(deps: Deps, out: Outputs) {
         sent_at: None,
     };
     this.deps.recorder.node_event(Type::Normal, "Starting", "Starting kubelet.");
+    // Enforced before this task exists: see `app::machine_setup`.
+    this.deps.recorder.node_event(Type::Normal, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods");
     this.look_at_runtime().await;
-    let node = this.register().await;
-    this.publish(node);
-    let csi = ensure_csi_node(this.deps.client.clone(), this.deps.config.node_name.clone(), this.uid());
-    tokio::spawn(csi);
+    this.register_and_publish().await;
     this.keep().await;
 }
 
@@ -119,8 +118,10 @@ impl Loop {
         &self.deps.config.node_name
     }
 
-    fn uid(&self) -> String {
-        self.out.node.borrow().as_ref().map(|node| node.metadata.uid.clone()).unwrap_or_default()
+    async fn register_and_publish(&mut self) {
+        let node = self.register().await;
+        tokio::spawn(ensure_csi_node(self.deps.client.clone(), node.metadata.name.clone(), node.metadata.uid.clone()));
+        self.publish(node);
     }
 
     fn path(&self) -> String {
@@ -214,8 +215,7 @@ impl Loop {
             let (body, conditions) = self.compute();
             if let Err(error) = self.send(body, conditions, false).await {
                 if error.is_not_found() {
-                    let node = self.register().await;
-                    self.publish(node);
+                    self.register_and_publish().await;
                 } else {
                     tracing::debug!(error = %error, "node status not sent");
                     tokio::time::sleep(Duration::from_secs(1)).await;
