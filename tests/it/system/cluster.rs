@@ -50,7 +50,7 @@ impl Node {
     /// `program` inside the node's namespaces.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.holder.pid().to_string(), "--net", "--mount", "--"]).arg(program);
+        command.args(["--target", &self.holder.pid().to_string(), "--net", "--mount", "--root", "--"]).arg(program);
         command
     }
 
