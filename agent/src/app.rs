@@ -49,8 +49,12 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     let config = Arc::new(config);
 
     // Whom we talk to, and as whom.
-    let client = Client::new(Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.node_tls.subscribe()), Settings::default());
-    let controller = Client::new(Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.controller_tls.subscribe()), Settings::default());
+    let client =
+        Client::new(Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.node_tls.subscribe()), Settings::default());
+    let controller = Client::new(
+        Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.controller_tls.subscribe()),
+        Settings::default(),
+    );
 
     // What is to run: from the ledger at once, from the server as soon as it answers.
     let ledger_path = ledger::path(&config.data_dir);

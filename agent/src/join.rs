@@ -90,8 +90,9 @@ const NO_TOKEN: &str = "no token was given; use --token-file FILE or the environ
 /// The token, from wherever it was given.
 pub fn token_text(config: &Config) -> anyhow::Result<String> {
     if let Some(file) = &config.token_file {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Problems(vec![format!("token-file: {}: {error}; write the server's token there, or name another file", file.display())]))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Problems(vec![format!("token-file: {}: {error}; write the server's token there, or name another file", file.display())])
+        })?;
         return Ok(text.trim().to_owned());
     }
     match &config.token {

@@ -214,7 +214,9 @@ fn purge_data(config: &Config) -> anyhow::Result<()> {
 fn remove(directory: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(directory.components().count() > 2, "{} is not a directory of one instance", directory.display());
     match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", directory.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", directory.display()))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -106,7 +106,9 @@ pub async fn run(path: PathBuf, node_name: String, mut assignments: watch::Recei
         let target = path.clone();
         match tokio::task::spawn_blocking(move || write_whole(&target, &bytes)).await {
             Ok(Ok(())) => written = Some(print),
-            Ok(Err(error)) => tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "ledger not written, an offline reboot would start older pods"),
+            Ok(Err(error)) => {
+                tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "ledger not written, an offline reboot would start older pods")
+            }
             Err(error) => tracing::warn!(error = %error, "ledger writer ended"),
         }
         tokio::time::sleep(BETWEEN - SETTLE).await;

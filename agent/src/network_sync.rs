@@ -139,7 +139,8 @@ fn apply(deps: &Deps, current: &mut Vec<IpNet>, pod_cidrs: Vec<IpNet>) {
         Ok(Written::Unchanged) => {}
         Err(error) => tracing::warn!(error = %chain(&error), "cni configuration not written, pods get no network"),
     }
-    let masquerade = Masquerade { cluster_cidrs: deps.cluster.pod_networks.clone(), pod_cidrs: pod_cidrs.clone(), ipv6: deps.cluster.masquerade_ipv6 };
+    let masquerade =
+        Masquerade { cluster_cidrs: deps.cluster.pod_networks.clone(), pod_cidrs: pod_cidrs.clone(), ipv6: deps.cluster.masquerade_ipv6 };
     if *current != pod_cidrs {
         if let Err(error) = Firewall::new(&deps.config.node_name).apply(&masquerade) {
             tracing::warn!(error = %chain(&error), "masquerading rules not set, pods do not reach the outside");

@@ -89,7 +89,8 @@ impl Kept for Secret {
 impl Objects {
     /// `known` comes from the ledger. [`Objects::run`] has to run beside.
     pub fn new(client: Client, known: Known) -> Objects {
-        let tokens = known.tokens.into_iter().map(|(key, token)| (key, CachedToken { token, renew_at: OffsetDateTime::UNIX_EPOCH })).collect();
+        let tokens =
+            known.tokens.into_iter().map(|(key, token)| (key, CachedToken { token, renew_at: OffsetDateTime::UNIX_EPOCH })).collect();
         let inner = Inner {
             client,
             config_maps: Mutex::new(known.config_maps.into_iter().map(|o| remembered(o, |o| &o.metadata)).collect()),
@@ -169,8 +170,13 @@ impl Objects {
 
     /// A token bound to the pod; cached until 80 % of its life (24 h at most) has passed.
     pub async fn service_account_token(&self, namespace: &str, service_account: &str, request: &TokenRequest) -> Result<Token, Error> {
-        let key: TokenKey =
-            (namespace.to_owned(), service_account.to_owned(), request.audiences.clone(), request.expiration_seconds, request.pod_uid.clone());
+        let key: TokenKey = (
+            namespace.to_owned(),
+            service_account.to_owned(),
+            request.audiences.clone(),
+            request.expiration_seconds,
+            request.pod_uid.clone(),
+        );
         let cached = lock(&self.inner.tokens).get(&key).cloned();
         if let Some(cached) = cached.as_ref().filter(|cached| OffsetDateTime::now_utc() < cached.renew_at) {
             return Ok(cached.token.clone());
@@ -214,7 +220,12 @@ impl Objects {
     }
 
     /// Forgets the tokens of pods that are gone and objects nobody refers to.
-    pub fn retain(&self, keep_pod: impl Fn(&str) -> bool, keep_config_map: impl Fn(&str, &str) -> bool, keep_secret: impl Fn(&str, &str) -> bool) {
+    pub fn retain(
+        &self,
+        keep_pod: impl Fn(&str) -> bool,
+        keep_config_map: impl Fn(&str, &str) -> bool,
+        keep_secret: impl Fn(&str, &str) -> bool,
+    ) {
         lock(&self.inner.tokens).retain(|key, _| keep_pod(&key.4));
         lock(&self.inner.config_maps).retain(|(namespace, name), slot| Arc::strong_count(slot) > 1 || keep_config_map(namespace, name));
         lock(&self.inner.secrets).retain(|(namespace, name), slot| Arc::strong_count(slot) > 1 || keep_secret(namespace, name));
@@ -301,7 +312,9 @@ mod tests {
 
     #[test]
     fn services_are_kept_by_namespace_oldest_first() {
-        let map = by_namespace([service("a", "z", "2026-01-02T00:00:00Z"), service("b", "x", "1"), service("a", "b", "2026-01-03T00:00:00Z")].into_iter());
+        let map = by_namespace(
+            [service("a", "z", "2026-01-02T00:00:00Z"), service("b", "x", "1"), service("a", "b", "2026-01-03T00:00:00Z")].into_iter(),
+        );
         let names: Vec<_> = map["a"].iter().map(|service| service.metadata.name.as_str()).collect();
         assert_eq!(names, ["z", "b"]);
         assert_eq!(map["b"].len(), 1);

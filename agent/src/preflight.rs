@@ -117,7 +117,8 @@ pub fn fix(findings: &[Finding]) -> anyhow::Result<usize> {
     if !settings.is_empty() {
         let kept = std::fs::read_to_string(SYSCTL_FILE).unwrap_or_default();
         let names: Vec<&str> = settings.lines().filter_map(|line| line.split(" =").next()).collect();
-        let kept: String = kept.lines().filter(|line| !names.iter().any(|name| line.starts_with(name))).map(|line| format!("{line}\n")).collect();
+        let kept: String =
+            kept.lines().filter(|line| !names.iter().any(|name| line.starts_with(name))).map(|line| format!("{line}\n")).collect();
         crate::ledger::write_whole(Path::new(SYSCTL_FILE), format!("{kept}{settings}").as_bytes())?;
     }
     Ok(fixes.len())

@@ -210,7 +210,11 @@ impl Handle {
         match outcome {
             Outcome::Accepted(status, version) => {
                 if status.phase == RUNNING && entry.base.phase != RUNNING {
-                    started = entry.sent.map(|sent| Started { pod: format!("{}/{}", entry.namespace, entry.name), sent, accepted: entry.seen.elapsed() });
+                    started = entry.sent.map(|sent| Started {
+                        pod: format!("{}/{}", entry.namespace, entry.name),
+                        sent,
+                        accepted: entry.seen.elapsed(),
+                    });
                 }
                 entry.base = status;
                 entry.version = version;

@@ -9,7 +9,8 @@ use tracing_subscriber::{Layer, fmt};
 pub fn start(debug: bool) {
     let ours = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
     let quiet = ["h2", "hyper", "hyper_util", "rustls", "tonic", "tower", "tokio_tungstenite", "tungstenite"];
-    let default = || quiet.into_iter().fold(Targets::new().with_default(ours), |targets, name| targets.with_target(name, LevelFilter::WARN));
+    let default =
+        || quiet.into_iter().fold(Targets::new().with_default(ours), |targets, name| targets.with_target(name, LevelFilter::WARN));
     let targets = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok()).unwrap_or_else(default);
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let layer = if std::env::var_os("JOURNAL_STREAM").is_some() { layer.without_time().boxed() } else { layer.boxed() };

@@ -362,7 +362,9 @@ pub(super) fn status_error(code: u16, body: &[u8]) -> Error {
         message: String,
     }
     match serde_json::from_slice::<Status>(body) {
-        Ok(status) => Error::Status { code: if status.code >= 400 { status.code } else { code }, reason: status.reason, message: status.message },
+        Ok(status) => {
+            Error::Status { code: if status.code >= 400 { status.code } else { code }, reason: status.reason, message: status.message }
+        }
         Err(_) => {
             let text = String::from_utf8_lossy(body);
             let line = text.lines().next().unwrap_or_default();

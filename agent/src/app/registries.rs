@@ -173,11 +173,15 @@ mod tests {
 
     #[test]
     fn mirrors_become_hosts_in_order_with_their_certificates() {
-        let (files, warnings) = of("mirrors:\n  docker.io:\n    endpoint: [\"https://mirror.lan:5000\", \"http://10.0.0.1/cache/\"]\n  \"*\":\n    endpoint: [\"localhost:5001\"]\nconfigs:\n  mirror.lan:5000:\n    tls: {ca_file: /ca.pem, insecure_skip_verify: true}\n");
+        let (files, warnings) = of(
+            "mirrors:\n  docker.io:\n    endpoint: [\"https://mirror.lan:5000\", \"http://10.0.0.1/cache/\"]\n  \"*\":\n    endpoint: [\"localhost:5001\"]\nconfigs:\n  mirror.lan:5000:\n    tls: {ca_file: /ca.pem, insecure_skip_verify: true}\n",
+        );
         assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(
             files["docker.io"],
-            format!("{MARK}\nserver = \"https://registry-1.docker.io/v2\"\n\n[host.\"https://mirror.lan:5000/v2\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = [\"/ca.pem\"]\nskip_verify = true\n\n[host.\"http://10.0.0.1/cache\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true\n")
+            format!(
+                "{MARK}\nserver = \"https://registry-1.docker.io/v2\"\n\n[host.\"https://mirror.lan:5000/v2\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = [\"/ca.pem\"]\nskip_verify = true\n\n[host.\"http://10.0.0.1/cache\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true\n"
+            )
         );
         assert!(files["_default"].contains("[host.\"http://localhost:5001/v2\"]"));
         assert!(!files["_default"].contains("server ="));
@@ -186,7 +190,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_expressed_is_said() {
-        let (_, warnings) = of("mirrors:\n  a:\n    endpoint: [b]\n    rewrite: {x: y}\nconfigs:\n  a:\n    auth: {username: u, password: p}\n");
+        let (_, warnings) =
+            of("mirrors:\n  a:\n    endpoint: [b]\n    rewrite: {x: y}\nconfigs:\n  a:\n    auth: {username: u, password: p}\n");
         assert_eq!(warnings.len(), 2);
         assert!(!warnings.join(" ").contains('p'.to_string().repeat(2).as_str()));
     }

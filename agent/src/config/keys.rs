@@ -76,13 +76,48 @@ pub(super) const KEYS: &[(&str, Use)] = &[
 
 /// Flags of `k3s server` that people leave in a shared file. K3s' agent refuses them as well.
 pub(super) const SERVER_KEYS: &[&str] = &[
-    "agent-token", "agent-token-file", "advertise-address", "advertise-port", "cluster-cidr", "cluster-dns", "cluster-domain", "cluster-init",
-    "cluster-reset", "datastore-endpoint", "default-local-storage-path", "disable", "disable-cloud-controller", "disable-helm-controller",
-    "disable-kube-proxy", "disable-network-policy", "disable-scheduler", "egress-selector-mode", "embedded-registry", "etcd-arg", "etcd-expose-metrics",
-    "etcd-snapshot-retention", "etcd-snapshot-schedule-cron", "flannel-backend", "flannel-external-ip", "flannel-ipv6-masq", "https-listen-port",
-    "kube-apiserver-arg", "kube-cloud-controller-manager-arg", "kube-controller-manager-arg", "kube-scheduler-arg", "secrets-encryption", "service-cidr",
-    "service-node-port-range", "servicelb-namespace", "supervisor-metrics", "system-default-registry", "tls-san", "tls-san-security", "write-kubeconfig",
-    "write-kubeconfig-group", "write-kubeconfig-mode",
+    "agent-token",
+    "agent-token-file",
+    "advertise-address",
+    "advertise-port",
+    "cluster-cidr",
+    "cluster-dns",
+    "cluster-domain",
+    "cluster-init",
+    "cluster-reset",
+    "datastore-endpoint",
+    "default-local-storage-path",
+    "disable",
+    "disable-cloud-controller",
+    "disable-helm-controller",
+    "disable-kube-proxy",
+    "disable-network-policy",
+    "disable-scheduler",
+    "egress-selector-mode",
+    "embedded-registry",
+    "etcd-arg",
+    "etcd-expose-metrics",
+    "etcd-snapshot-retention",
+    "etcd-snapshot-schedule-cron",
+    "flannel-backend",
+    "flannel-external-ip",
+    "flannel-ipv6-masq",
+    "https-listen-port",
+    "kube-apiserver-arg",
+    "kube-cloud-controller-manager-arg",
+    "kube-controller-manager-arg",
+    "kube-scheduler-arg",
+    "secrets-encryption",
+    "service-cidr",
+    "service-node-port-range",
+    "servicelb-namespace",
+    "supervisor-metrics",
+    "system-default-registry",
+    "tls-san",
+    "tls-san-security",
+    "write-kubeconfig",
+    "write-kubeconfig-group",
+    "write-kubeconfig-mode",
 ];
 
 /// Flags of the kubelet that may stand in `kubelet-arg`.
@@ -156,7 +191,17 @@ pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
 fn edits(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let width = b.len() + 1;
-    let mut cost: Vec<usize> = (0..(a.len() + 1) * width).map(|at| if at < width { at } else if at % width == 0 { at / width } else { 0 }).collect();
+    let mut cost: Vec<usize> = (0..(a.len() + 1) * width)
+        .map(|at| {
+            if at < width {
+                at
+            } else if at % width == 0 {
+                at / width
+            } else {
+                0
+            }
+        })
+        .collect();
     for i in 1..=a.len() {
         for j in 1..=b.len() {
             let change = usize::from(a[i - 1] != b[j - 1]);

@@ -29,10 +29,14 @@ pub(super) fn split(given: Option<&Given>, problems: &mut Problems, warnings: &m
             Some(Use::Refused(effect)) => {
                 let harmless = value == "false"
                     || matches!((name, value), ("read-only-port", "0") | ("cpu-manager-policy" | "topology-manager-policy", "none"))
-                    || matches!((name, value), ("memory-manager-policy", "None") | ("authorization-mode", "Webhook") | ("cpu-cfs-quota", "true"))
+                    || matches!(
+                        (name, value),
+                        ("memory-manager-policy", "None") | ("authorization-mode", "Webhook") | ("cpu-cfs-quota", "true")
+                    )
                     || matches!((name, value), ("enforce-node-allocatable", "pods"));
                 if !harmless {
-                    problems.push(format!("{}: kubelet-arg {name}={value}: is not supported here; it would {effect}; remove it", given.place));
+                    problems
+                        .push(format!("{}: kubelet-arg {name}={value}: is not supported here; it would {effect}; remove it", given.place));
                 }
             }
             None => {

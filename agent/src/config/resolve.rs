@@ -50,10 +50,9 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         r.bad("node-ip", &ip.to_string(), "cannot be reached from other nodes; give an address of a network interface");
     }
     let bind = r.parsed::<IpAddr>("bind-address", "an IP address");
-    let kubelet_address =
-        r.arg_parsed::<IpAddr>("address", "an IP address").or(bind).unwrap_or_else(|| {
-            if node_ips.first().is_some_and(IpAddr::is_ipv6) { IpAddr::from([0u16; 8]) } else { IpAddr::from([0, 0, 0, 0]) }
-        });
+    let kubelet_address = r.arg_parsed::<IpAddr>("address", "an IP address").or(bind).unwrap_or_else(|| {
+        if node_ips.first().is_some_and(IpAddr::is_ipv6) { IpAddr::from([0u16; 8]) } else { IpAddr::from([0, 0, 0, 0]) }
+    });
     let healthz_ip = r.arg_parsed::<IpAddr>("healthz-bind-address", "an IP address").unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let healthz_port = r.arg_parsed::<u16>("healthz-port", "a port number").unwrap_or(10248);
     let kubelet_port = r.arg_parsed::<u16>("port", "a port number from 1 to 65535").unwrap_or(10250);
@@ -235,7 +234,10 @@ impl Resolver<'_> {
 
     fn server(&mut self) -> String {
         let Some(url) = self.text("server").filter(|url| !url.is_empty()) else {
-            self.problems.push("server is not set; run `edge-agent join https://SERVER:6443 --token TOKEN`, or set `server` in the configuration".to_owned());
+            self.problems.push(
+                "server is not set; run `edge-agent join https://SERVER:6443 --token TOKEN`, or set `server` in the configuration"
+                    .to_owned(),
+            );
             return String::new();
         };
         if let Err(error) = tunnel::ServerAddr::from_url(&url) {
@@ -288,7 +290,11 @@ impl Resolver<'_> {
             if !is_qualified(key) || !(value.is_empty() || is_name(value)) {
                 self.bad("node-label", &text, "is not KEY=VALUE as labels are written (at most 63 letters, digits, `-`, `_`, `.`)");
             } else if !node_may_set(key) {
-                self.bad("node-label", &text, "is one the server lets no node set on itself; let an administrator set it with kubectl label");
+                self.bad(
+                    "node-label",
+                    &text,
+                    "is one the server lets no node set on itself; let an administrator set it with kubectl label",
+                );
             } else {
                 labels.insert(key.to_owned(), value.to_owned());
             }
@@ -377,8 +383,10 @@ impl Resolver<'_> {
             }
         };
         for (signal, amount) in &map {
-            let known = ["memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree", "pid.available"];
-            let percent = amount.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()).is_some_and(|p| (0.0..=100.0).contains(&p));
+            let known =
+                ["memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree", "pid.available"];
+            let percent =
+                amount.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()).is_some_and(|p| (0.0..=100.0).contains(&p));
             if !known.contains(&signal.as_str()) {
                 self.bad_arg("eviction-hard", signal, &format!("is none of {}", known.join(", ")));
             } else if !percent && (amount.parse::<Quantity>().is_err() || amount.starts_with('-')) {
@@ -445,13 +453,14 @@ fn go_duration(text: &str) -> Option<u64> {
 }
 
 fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253 && name.split('.').all(|part| {
-        !part.is_empty()
-            && part.len() <= 63
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-    })
+    name.len() <= 253
+        && name.split('.').all(|part| {
+            !part.is_empty()
+                && part.len() <= 63
+                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && !part.starts_with('-')
+                && !part.ends_with('-')
+        })
 }
 
 fn is_name(text: &str) -> bool {

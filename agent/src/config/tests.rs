@@ -6,9 +6,8 @@ fn load_text(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, S
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.yaml");
     std::fs::write(&file, text).unwrap();
-    load_file(&file, environment, flags).map_err(|problems| {
-        Problems(problems.0.into_iter().map(|line| line.replace(&format!("{}/", dir.path().display()), "")).collect())
-    })
+    load_file(&file, environment, flags)
+        .map_err(|problems| Problems(problems.0.into_iter().map(|line| line.replace(&format!("{}/", dir.path().display()), "")).collect()))
 }
 
 fn load_file(file: &Path, environment: &[(&str, &str)], flags: &[(&'static str, String)]) -> Result<(Config, Vec<String>), Problems> {
@@ -61,7 +60,10 @@ fn every_bad_line_is_named_with_its_value_and_a_remedy() {
         ("selinux: true", "config.yaml: selinux: true: is not supported here; it would label containers for SELinux; remove it"),
         ("node-name: A_B", "config.yaml: node-name: A_B is not a DNS name (letters, digits, `-` and `.`, at most 253)"),
         ("node-ip: 10.0.0", "config.yaml: node-ip: 10.0.0 is not an IP address"),
-        ("node-ip: 127.0.0.1", "config.yaml: node-ip: 127.0.0.1 cannot be reached from other nodes; give an address of a network interface"),
+        (
+            "node-ip: 127.0.0.1",
+            "config.yaml: node-ip: 127.0.0.1 cannot be reached from other nodes; give an address of a network interface",
+        ),
         (
             "node-label: node-role.kubernetes.io/worker=true",
             "config.yaml: node-label: node-role.kubernetes.io/worker=true is one the server lets no node set on itself; let an administrator set it with kubectl label",
@@ -70,7 +72,10 @@ fn every_bad_line_is_named_with_its_value_and_a_remedy() {
             "node-taint: a=b:Never",
             "config.yaml: node-taint: a=b:Never is not KEY=VALUE:EFFECT with effect NoSchedule, PreferNoSchedule or NoExecute",
         ),
-        ("metrics-address: here", "config.yaml: metrics-address: here is not ADDRESS:PORT, for example 127.0.0.1:9470; leave it empty to switch it off"),
+        (
+            "metrics-address: here",
+            "config.yaml: metrics-address: here is not ADDRESS:PORT, for example 127.0.0.1:9470; leave it empty to switch it off",
+        ),
         ("data-dir: here", "config.yaml: data-dir: here is not an absolute path"),
         ("containerd: docker", "config.yaml: containerd: docker is none of auto, managed, system"),
         ("debug: perhaps", "config.yaml: debug: perhaps is not true or false"),

@@ -115,7 +115,13 @@ fn hugepages(root: &Path) -> BTreeMap<String, u64> {
         let name = entry.file_name();
         let Some(kib) = name.to_str().and_then(|n| n.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()) else { continue };
         let count: u64 = fs::read_to_string(entry.path().join("nr_hugepages")).ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0);
-        let size = if kib % (1 << 20) == 0 { format!("{}Gi", kib >> 20) } else if kib % (1 << 10) == 0 { format!("{}Mi", kib >> 10) } else { format!("{kib}Ki") };
+        let size = if kib % (1 << 20) == 0 {
+            format!("{}Gi", kib >> 20)
+        } else if kib % (1 << 10) == 0 {
+            format!("{}Mi", kib >> 10)
+        } else {
+            format!("{kib}Ki")
+        };
         pages.insert(size, count * kib * 1024);
     }
     pages

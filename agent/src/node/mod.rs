@@ -234,9 +234,7 @@ impl Loop {
         match node {
             Some(node) => {
                 // After a silence the server says Unknown, or another writer says something else: say it again.
-                let denied = |ours: &NodeCondition| {
-                    node.status.conditions.iter().any(|c| c.kind == ours.kind && c.status != ours.status)
-                };
+                let denied = |ours: &NodeCondition| node.status.conditions.iter().any(|c| c.kind == ours.kind && c.status != ours.status);
                 let stands = !self.conditions.iter().any(denied);
                 if !stands {
                     self.sent_at = None;
@@ -254,7 +252,8 @@ impl Loop {
     }
 
     fn publish(&self, node: Node) {
-        let taints = node.spec.taints.iter().map(|t| Taint { key: t.key.clone(), value: t.value.clone(), effect: t.effect.clone() }).collect();
+        let taints =
+            node.spec.taints.iter().map(|t| Taint { key: t.key.clone(), value: t.value.clone(), effect: t.effect.clone() }).collect();
         let facts = NodeFacts {
             labels: node.metadata.labels.clone(),
             taints,
@@ -288,7 +287,8 @@ impl Loop {
     /// Sends what changed; everything with `all`. Conditions go along whenever anything goes, and every five minutes.
     async fn send(&mut self, mut body: Map<String, Value>, conditions: Vec<NodeCondition>, all: bool) -> Result<(), Error> {
         let replace_addresses = body.remove("$patch-addresses").is_some();
-        let mut patch: Map<String, Value> = body.iter().filter(|(key, value)| all || self.sent.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut patch: Map<String, Value> =
+            body.iter().filter(|(key, value)| all || self.sent.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).collect();
         let due = self.sent_at.is_none_or(|at| at.elapsed() >= REPORT);
         if patch.is_empty() && !due && status::same(&self.conditions, &conditions) {
             return Ok(());
@@ -353,7 +353,11 @@ impl Loop {
                     .iter()
                     .map(|h| {
                         let features = h.features.as_ref();
-                        (h.name.clone(), features.is_some_and(|f| f.recursive_read_only_mounts), features.is_some_and(|f| f.user_namespaces))
+                        (
+                            h.name.clone(),
+                            features.is_some_and(|f| f.recursive_read_only_mounts),
+                            features.is_some_and(|f| f.user_namespaces),
+                        )
                     })
                     .collect();
                 self.runtime.supplemental_groups_policy = answer.features.is_some_and(|f| f.supplemental_groups_policy);
@@ -393,9 +397,9 @@ impl Loop {
         let disk = eviction.get("nodefs.available").is_some_and(|text| {
             machine::filesystem(&self.deps.config.root_dir).is_some_and(|(size, free)| free < reserve::threshold(text, size))
         });
-        let memory = eviction.get("memory.available").is_some_and(|text| {
-            machine::available_memory().is_some_and(|free| free < reserve::threshold(text, self.deps.machine.memory))
-        });
+        let memory = eviction
+            .get("memory.available")
+            .is_some_and(|text| machine::available_memory().is_some_and(|free| free < reserve::threshold(text, self.deps.machine.memory)));
         let now = Instant::now();
         for (seen, last) in [memory, disk].into_iter().zip(&mut self.shortage) {
             if seen {

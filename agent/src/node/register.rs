@@ -124,7 +124,8 @@ pub fn new_node(identity: &Identity<'_>, mut status: Map<String, Value>, conditi
 
 /// What an existing Node's metadata needs (strategic merge); None when it is right. Labels and annotations of others stay.
 pub fn correction(identity: &Identity<'_>, node: &Node) -> Option<Value> {
-    let labels: BTreeMap<_, _> = labels(identity.config).into_iter().filter(|(key, value)| node.metadata.labels.get(key) != Some(value)).collect();
+    let labels: BTreeMap<_, _> =
+        labels(identity.config).into_iter().filter(|(key, value)| node.metadata.labels.get(key) != Some(value)).collect();
     let mut annotations: BTreeMap<String, Option<String>> = annotations(identity);
     let hash = "k3s.io/node-config-hash";
     let same_hash = annotations.get(hash).is_some_and(|hash_now| hash_now.as_ref() == node.metadata.annotations.get(hash));
@@ -166,7 +167,10 @@ mod tests {
         assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "wire1");
         assert_eq!(node["metadata"]["labels"]["a"], "b");
         assert_eq!(node["spec"]["taints"][1], json!({"key": UNINITIALIZED, "value": "true", "effect": "NoSchedule"}));
-        assert_eq!(node["status"]["addresses"], json!([{"type": "InternalIP", "address": "10.99.0.41"}, {"type": "Hostname", "address": "wire1"}]));
+        assert_eq!(
+            node["status"]["addresses"],
+            json!([{"type": "InternalIP", "address": "10.99.0.41"}, {"type": "Hostname", "address": "wire1"}])
+        );
     }
 
     #[test]

@@ -42,7 +42,12 @@ pub(super) fn threshold(text: &str, capacity: u64) -> u64 {
 }
 
 /// `capacity` and `allocatable` as the Node shows them. `storage` is the size of the file system of the pods; None while it is not known.
-pub fn amounts_of_node(machine: &Machine, config: &Config, reservation: &Reservation, storage: Option<u64>) -> (ResourceList, ResourceList) {
+pub fn amounts_of_node(
+    machine: &Machine,
+    config: &Config,
+    reservation: &Reservation,
+    storage: Option<u64>,
+) -> (ResourceList, ResourceList) {
     let kib = |bytes: u64| Quantity::from(format!("{}Ki", bytes / 1024).as_str());
     let plain = |number: u64| Quantity::from(number.to_string().as_str());
     let mut capacity: ResourceList = [
@@ -83,11 +88,13 @@ mod tests {
 
     #[test]
     fn operators_amounts_and_thresholds_reach_the_node() {
-        let machine = Machine { memory: 4 << 30, cpus: 4, threads_max: 30000, hugepages: [("2Mi".to_owned(), 0)].into(), ..Machine::default() };
+        let machine =
+            Machine { memory: 4 << 30, cpus: 4, threads_max: 30000, hugepages: [("2Mi".to_owned(), 0)].into(), ..Machine::default() };
         let mut config = Config::below(std::path::Path::new("/x"), "n");
         config.system_reserved = [("memory".to_owned(), "512Mi".to_owned()), ("cpu".to_owned(), "200m".to_owned())].into();
         config.kube_reserved = [("memory".to_owned(), "512Mi".to_owned())].into();
-        config.eviction_hard = [("memory.available".to_owned(), "100Mi".to_owned()), ("nodefs.available".to_owned(), "10%".to_owned())].into();
+        config.eviction_hard =
+            [("memory.available".to_owned(), "100Mi".to_owned()), ("nodefs.available".to_owned(), "10%".to_owned())].into();
         let plan = reservation(&machine, &config).unwrap();
         assert_eq!(plan.pods_memory_limit, 3 << 30);
         let (capacity, allocatable) = amounts_of_node(&machine, &config, &plan, Some(1000 << 20));

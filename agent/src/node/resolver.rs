@@ -29,7 +29,9 @@ fn usable(text: &str) -> bool {
         .map(|rest| rest.trim().split('%').next().unwrap_or_default().parse::<IpAddr>())
         .collect();
     let global = |ip: &IpAddr| match ip {
-        IpAddr::V4(v4) => v4.octets() == [169, 254, 169, 254] || !(v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_unspecified()),
+        IpAddr::V4(v4) => {
+            v4.octets() == [169, 254, 169, 254] || !(v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_unspecified())
+        }
         IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast() || v6.is_unspecified()),
     };
     !servers.is_empty() && servers.iter().all(|server| server.as_ref().is_ok_and(global))

@@ -79,9 +79,9 @@ pub fn body(facts: &Facts<'_>) -> Map<String, Value> {
     map.insert("nodeInfo".to_owned(), info);
     map.insert("images".to_owned(), Value::Array(images));
     if !facts.runtime.handlers.is_empty() {
-        let handlers = facts.runtime.handlers.iter().map(|(name, recursive, users)| {
-            json!({"name": name, "features": {"recursiveReadOnlyMounts": recursive, "userNamespaces": users}})
-        });
+        let handlers = facts.runtime.handlers.iter().map(
+            |(name, recursive, users)| json!({"name": name, "features": {"recursiveReadOnlyMounts": recursive, "userNamespaces": users}}),
+        );
         map.insert("runtimeHandlers".to_owned(), handlers.collect());
         map.insert("features".to_owned(), json!({"supplementalGroupsPolicy": facts.runtime.supplemental_groups_policy}));
     }
@@ -208,7 +208,10 @@ mod tests {
         runtime.network_not_ready = Some("container runtime network not ready: x".to_owned());
         assert_eq!(ready(&runtime, &capacity), text("False", "KubeletNotReady", "container runtime network not ready: x"));
         capacity.clear();
-        assert_eq!(ready(&runtime, &capacity).2, "[container runtime network not ready: x, missing node capacity for resources: ephemeral-storage]");
+        assert_eq!(
+            ready(&runtime, &capacity).2,
+            "[container runtime network not ready: x, missing node capacity for resources: ephemeral-storage]"
+        );
     }
 
     #[test]

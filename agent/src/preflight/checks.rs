@@ -60,7 +60,9 @@ fn controllers(facts: &Facts) -> Vec<Finding> {
                 "append cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt and reboot",
             ),
             ("cpu", true) => pass("cpu controller", "available"),
-            ("cpu", false) => warn("cpu controller", "the kernel offers none: processor limits do not hold", "use the distribution's kernel"),
+            ("cpu", false) => {
+                warn("cpu controller", "the kernel offers none: processor limits do not hold", "use the distribution's kernel")
+            }
             (_, true) => pass("pids controller", "available"),
             (_, false) => warn("pids controller", "the kernel offers none: a fork bomb takes the node", "use the distribution's kernel"),
         })
@@ -109,7 +111,11 @@ fn bridge(facts: &Facts) -> Finding {
     if facts.bridge_netfilter {
         return pass("bridge filtering", "available");
     }
-    let finding = warn("bridge filtering", "br_netfilter is not loaded: services may not reach pods of this node", "modprobe br_netfilter (preflight --fix does)");
+    let finding = warn(
+        "bridge filtering",
+        "br_netfilter is not loaded: services may not reach pods of this node",
+        "modprobe br_netfilter (preflight --fix does)",
+    );
     fixable(finding, Fix::Module("br_netfilter"))
 }
 
@@ -125,7 +131,11 @@ fn oom(facts: &Facts) -> Finding {
     if facts.may_lower_oom {
         pass("oom scores", "can be lowered")
     } else {
-        warn("oom scores", "CAP_SYS_RESOURCE is missing: the kernel may end the agent before a pod", "run outside of a container, or grant SYS_RESOURCE")
+        warn(
+            "oom scores",
+            "CAP_SYS_RESOURCE is missing: the kernel may end the agent before a pod",
+            "run outside of a container, or grant SYS_RESOURCE",
+        )
     }
 }
 
@@ -138,7 +148,11 @@ fn ports(facts: &Facts) -> Finding {
         taken => {
             let list: Vec<String> = taken.iter().map(|(address, _)| address.to_string()).collect();
             let keys: Vec<&str> = taken.iter().map(|(_, key)| *key).collect();
-            blocked("ports", format!("{} in use", list.join(", ")), format!("stop what listens there, or choose others with {}", keys.join(", ")))
+            blocked(
+                "ports",
+                format!("{} in use", list.join(", ")),
+                format!("stop what listens there, or choose others with {}", keys.join(", ")),
+            )
         }
     }
 }
@@ -166,7 +180,11 @@ fn clock(facts: &Facts) -> Finding {
     if facts.year >= 2025 {
         pass("clock", "plausible")
     } else {
-        warn("clock", format!("it is the year {} here: certificates will not be valid yet", facts.year), "let it be set (systemd-timesyncd), or set it: date -s")
+        warn(
+            "clock",
+            format!("it is the year {} here: certificates will not be valid yet", facts.year),
+            "let it be set (systemd-timesyncd), or set it: date -s",
+        )
     }
 }
 
@@ -201,9 +219,10 @@ fn swap(facts: &Facts) -> Finding {
 fn min_free(facts: &Facts) -> Finding {
     let wanted = (facts.memory_mib * 1024 / 50).clamp(8192, 65536);
     match facts.min_free_kib {
-        Some(now) if facts.memory_mib < 1024 && now < 8192 => {
-            fixable(warn("free memory", format!("vm.min_free_kbytes is {now}"), format!("set it to {wanted} (preflight --fix does)")), Fix::Sysctl("vm/min_free_kbytes", wanted))
-        }
+        Some(now) if facts.memory_mib < 1024 && now < 8192 => fixable(
+            warn("free memory", format!("vm.min_free_kbytes is {now}"), format!("set it to {wanted} (preflight --fix does)")),
+            Fix::Sysctl("vm/min_free_kbytes", wanted),
+        ),
         Some(now) => pass("free memory", format!("vm.min_free_kbytes is {now}")),
         None => pass("free memory", "not known"),
     }
@@ -212,7 +231,11 @@ fn min_free(facts: &Facts) -> Finding {
 fn dirty(facts: &Facts) -> Finding {
     match facts.dirty_bytes {
         Some(0) => {
-            let finding = warn("write-back", "vm.dirty_bytes is 0: a burst of writes stalls everything else", "set it to 16777216 (preflight --fix does)");
+            let finding = warn(
+                "write-back",
+                "vm.dirty_bytes is 0: a burst of writes stalls everything else",
+                "set it to 16777216 (preflight --fix does)",
+            );
             fixable(finding, Fix::Sysctl("vm/dirty_bytes", 16 << 20))
         }
         Some(now) => pass("write-back", format!("vm.dirty_bytes is {now}")),
@@ -222,7 +245,11 @@ fn dirty(facts: &Facts) -> Finding {
 
 fn overcommit(facts: &Facts) -> Finding {
     match facts.overcommit {
-        Some(2) => warn("overcommit", "vm.overcommit_memory is 2: containers fail to start though memory is free", "set it to 0: sysctl -w vm.overcommit_memory=0"),
+        Some(2) => warn(
+            "overcommit",
+            "vm.overcommit_memory is 2: containers fail to start though memory is free",
+            "set it to 0: sysctl -w vm.overcommit_memory=0",
+        ),
         Some(now) => pass("overcommit", format!("vm.overcommit_memory is {now}")),
         None => pass("overcommit", "not known"),
     }

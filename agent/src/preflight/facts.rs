@@ -73,7 +73,10 @@ impl Facts {
             containerd_program: program("containerd"),
             runc_program: program("runc"),
             nft_program: program("nft"),
-            missing_plugins: ["bridge", "host-local", "loopback", "portmap"].into_iter().filter(|name| !config.cni_bin_dir.join(name).exists()).collect(),
+            missing_plugins: ["bridge", "host-local", "loopback", "portmap"]
+                .into_iter()
+                .filter(|name| !config.cni_bin_dir.join(name).exists())
+                .collect(),
             cni_bin_dir: config.cni_bin_dir.clone(),
             overlay: read("/proc/filesystems").is_some_and(|text| text.lines().any(|line| line.ends_with("\toverlay"))),
             bridge_netfilter: Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists(),
