@@ -31,7 +31,13 @@ const SAFE_SYSCTLS: [&str; 12] = [
 ];
 
 /// Ok, or the first reason against it. `others` are the pods on this node that still count: admitted and not terminal.
-pub fn admit<'a>(pod: &Pod, others: impl Iterator<Item = &'a Pod>, node: &NodeFacts, max_pods: u64, unsafe_sysctls: &[String]) -> Result<(), Rejection> {
+pub fn admit<'a>(
+    pod: &Pod,
+    others: impl Iterator<Item = &'a Pod>,
+    node: &NodeFacts,
+    max_pods: u64,
+    unsafe_sysctls: &[String],
+) -> Result<(), Rejection> {
     sysctls(pod, unsafe_sysctls)?;
     let missing = unsupported::fields(pod);
     if !missing.is_empty() {
@@ -45,8 +51,12 @@ pub fn admit<'a>(pod: &Pod, others: impl Iterator<Item = &'a Pod>, node: &NodeFa
     if host_port_taken(pod, &others) {
         return reject("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports");
     }
-    if let Some(taint) = node.taints.iter().find(|t| t.effect == "NoExecute" && !pod.spec.tolerations.iter().any(|have| tolerates(have, t))) {
-        return reject("TaintToleration", format!("Predicate TaintToleration failed: node(s) had untolerated taint(s) {{{}: {}}}", taint.key, taint.value));
+    if let Some(taint) = node.taints.iter().find(|t| t.effect == "NoExecute" && !pod.spec.tolerations.iter().any(|have| tolerates(have, t)))
+    {
+        return reject(
+            "TaintToleration",
+            format!("Predicate TaintToleration failed: node(s) had untolerated taint(s) {{{}: {}}}", taint.key, taint.value),
+        );
     }
     Ok(())
 }
@@ -56,7 +66,9 @@ fn reject(reason: &str, message: impl Into<String>) -> Result<(), Rejection> {
 }
 
 fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Rejection> {
-    let Some(context) = &pod.spec.security_context else { return Ok(()) };
+    let Some(context) = &pod.spec.security_context else {
+        return Ok(());
+    };
     for sysctl in &context.sysctls {
         let name = sysctl.name.replace('/', ".");
         let may = SAFE_SYSCTLS.contains(&name.as_str())
@@ -70,7 +82,8 @@ fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Rejection> {
         if pod.spec.host_network && name.starts_with("net.") {
             return reject("SysctlForbidden", format!("forbidden sysctl: \"{name}\" not allowed with host net enabled"));
         }
-        let ipc = name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue.");
+        let ipc =
+            name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue.");
         if pod.spec.host_ipc && ipc {
             return reject("SysctlForbidden", format!("forbidden sysctl: \"{name}\" not allowed with host ipc enabled"));
         }
@@ -86,7 +99,9 @@ fn fits(pod: &Pod, others: &[&Pod], node: &NodeFacts, max_pods: u64) -> Result<(
     let requests = resources::pod_requests(pod);
     for (name, wanted) in &requests {
         // Resources this node does not know are the cluster's business.
-        let Some(capacity) = node.allocatable.get(name) else { continue };
+        let Some(capacity) = node.allocatable.get(name) else {
+            continue;
+        };
         let count = |q: &Quantity| u64::try_from(if name == "cpu" { q.milli() } else { q.value() }).unwrap_or(0);
         let used: u64 = others.iter().filter_map(|p| resources::pod_requests(p).get(name).map(count)).sum();
         if wanted.is_zero() || used + count(wanted) <= count(capacity) {
@@ -98,7 +113,10 @@ fn fits(pod: &Pod, others: &[&Pod], node: &NodeFacts, max_pods: u64) -> Result<(
 }
 
 fn short(name: &str, requested: u64, used: u64, capacity: u64) -> Result<(), Rejection> {
-    reject(&format!("OutOf{name}"), format!("Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"))
+    reject(
+        &format!("OutOf{name}"),
+        format!("Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"),
+    )
 }
 
 fn matches_node(pod: &Pod, node: &NodeFacts) -> bool {
@@ -128,7 +146,8 @@ fn term_matches(term: &Value, pod: &Pod, node: &NodeFacts) -> bool {
 
 fn requirement<'a>(requirement: &Value, lookup: impl Fn(&str) -> Option<&'a str>) -> bool {
     let text = |name: &str| requirement.get(name).and_then(Value::as_str).unwrap_or_default();
-    let values: Vec<&str> = requirement.get("values").and_then(Value::as_array).map(|v| v.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
+    let values: Vec<&str> =
+        requirement.get("values").and_then(Value::as_array).map(|v| v.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
     let have = lookup(text("key"));
     let compare = |greater: bool| {
         let number = |t: &str| t.parse::<i64>().ok();
@@ -151,9 +170,10 @@ fn requirement<'a>(requirement: &Value, lookup: impl Fn(&str) -> Option<&'a str>
 fn host_port_taken(pod: &Pod, others: &[&Pod]) -> bool {
     let wanted = host_ports(pod);
     let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";
-    others.iter().flat_map(|p| host_ports(p)).any(|(ip, port, protocol)| {
-        wanted.iter().any(|w| w.1 == port && w.2 == protocol && (any(&w.0) || any(&ip) || w.0 == ip))
-    })
+    others
+        .iter()
+        .flat_map(|p| host_ports(p))
+        .any(|(ip, port, protocol)| wanted.iter().any(|w| w.1 == port && w.2 == protocol && (any(&w.0) || any(&ip) || w.0 == ip)))
 }
 
 fn host_ports(pod: &Pod) -> Vec<(String, u16, String)> {
@@ -191,7 +211,8 @@ mod tests {
     }
 
     fn check(spec: Value, wanted: Result<(), (&str, &str)>) {
-        let running = pod(json!({"containers": [{"resources": {"requests": {"cpu": "150m"}}, "ports": [{"containerPort": 1, "hostPort": 80}]}]}));
+        let running =
+            pod(json!({"containers": [{"resources": {"requests": {"cpu": "150m"}}, "ports": [{"containerPort": 1, "hostPort": 80}]}]}));
         let got = admit(&pod(spec.clone()), [&running].into_iter(), &node(), 110, &["kernel.msg*".to_owned()]);
         let got = got.as_ref().map(|_| ()).map_err(|r| (r.reason.as_str(), r.message.as_str()));
         assert_eq!(got, wanted, "{spec}");
@@ -217,7 +238,10 @@ mod tests {
             Err(("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports")),
         );
         check(json!({"containers": [{"ports": [{"containerPort": 8, "hostPort": 80, "protocol": "UDP"}]}]}), Ok(()));
-        check(json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}, {"name": "net/ipv4/tcp_syncookies", "value": "1"}]}}), Ok(()));
+        check(
+            json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}, {"name": "net/ipv4/tcp_syncookies", "value": "1"}]}}),
+            Ok(()),
+        );
         check(
             json!({"securityContext": {"sysctls": [{"name": "vm.swappiness", "value": "1"}]}}),
             Err(("SysctlForbidden", "forbidden sysctl: \"vm.swappiness\" not allowlisted")),

@@ -8,9 +8,11 @@ use runtime::observe::{ObservedContainer, ObservedPod};
 use runtime::{ContainerId, SandboxId};
 
 use super::history::History;
+use super::litter::litter;
 use super::probes::Health;
 use super::status::phase;
-use super::time::{self, Nanos, SECOND};
+use super::step::{Kill, Step, StopAll};
+use super::time::{Nanos, SECOND};
 use super::translate;
 use crate::api::pod::{Container, Pod, RestartPolicy};
 
@@ -30,55 +32,6 @@ pub struct Facts<'a> {
     pub now: Nanos,
 }
 
-/// One thing to do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// Nothing, until news or this instant.
-    Wait { until: Option<Nanos> },
-    /// Volumes, cgroup and a sandbox of this attempt.
-    RunSandbox { attempt: u32 },
-    /// Image, container of this attempt, start, postStart hook.
-    Start { container: String, attempt: u32 },
-    /// A container was made and not started yet: start it.
-    Resume { container: String, id: ContainerId },
-    /// Stop one container gracefully; it may be started again afterwards.
-    Kill { container: String, id: ContainerId, why: Kill },
-    /// Stop all running containers gracefully, in their order.
-    StopAll { why: StopAll },
-    /// Take down network and pause of these.
-    StopSandboxes { sandboxes: Vec<SandboxId> },
-    /// Remove what is dead and no longer of interest.
-    Discard { containers: Vec<ContainerId>, sandboxes: Vec<SandboxId> },
-    /// Take down mounts, volumes and the pod's cgroup.
-    Release,
-    /// Tell the server that nothing of this pod runs or is mounted any more.
-    Finish,
-    /// Remove containers, sandboxes, directories and logs; the worker ends.
-    Forget,
-}
-
-/// Why one container is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kill {
-    /// Its image in the spec is another.
-    Changed,
-    FailedLiveness,
-    FailedStartup,
-    /// The runtime lost track of it.
-    Unknown,
-}
-
-/// Why a whole pod is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopAll {
-    /// Deleted, past its deadline, or nothing is left for it to do.
-    Over,
-    /// The server forgot it: the least grace.
-    Orphan,
-    /// Its sandbox is gone or doubled: it is made anew.
-    SandboxChanged,
-}
-
 /// The next step.
 pub fn decide(facts: &Facts<'_>) -> Step {
     if let Some(retry_at) = facts.history.retry_at {
@@ -92,7 +45,12 @@ pub fn decide(facts: &Facts<'_>) -> Step {
 
 /// Whether this pod has to end, now and for good.
 pub fn must_stop(facts: &Facts<'_>) -> bool {
-    facts.removed || facts.rejected || facts.pod.is_deleting() || facts.pod.is_terminal() || past_deadline(facts) || is_over(facts.pod, facts.seen)
+    facts.removed
+        || facts.rejected
+        || facts.pod.is_deleting()
+        || facts.pod.is_terminal()
+        || past_deadline(facts)
+        || is_over(facts.pod, facts.seen)
 }
 
 /// When `activeDeadlineSeconds` ends, if there is one.
@@ -123,11 +81,11 @@ fn latest<'a>(seen: &'a ObservedPod, name: &str) -> Option<&'a ObservedContainer
     seen.container(name)
 }
 
-fn ended(container: &ObservedContainer) -> bool {
+pub(super) fn ended(container: &ObservedContainer) -> bool {
     container.state == ContainerState::ContainerExited
 }
 
-fn is_alive(container: &ObservedContainer) -> bool {
+pub(super) fn is_alive(container: &ObservedContainer) -> bool {
     matches!(container.state, ContainerState::ContainerRunning | ContainerState::ContainerUnknown)
 }
 
@@ -229,7 +187,9 @@ impl Turn<'_> {
 
     /// A step, or whether the next init container may start.
     fn init(&mut self, container: &Container) -> (Option<Step>, bool) {
-        let Some(instance) = self.here(container) else { return (self.start(container), false) };
+        let Some(instance) = self.here(container) else {
+            return (self.start(container), false);
+        };
         match instance.state {
             ContainerState::ContainerCreated => (self.resume(container, instance.id.clone()), false),
             ContainerState::ContainerRunning => (None, false),
@@ -240,7 +200,9 @@ impl Turn<'_> {
     }
 
     fn sidecar(&mut self, container: &Container) -> (Option<Step>, bool) {
-        let Some(instance) = self.here(container) else { return (self.start(container), false) };
+        let Some(instance) = self.here(container) else {
+            return (self.start(container), false);
+        };
         match instance.state {
             ContainerState::ContainerCreated => (self.resume(container, instance.id.clone()), false),
             ContainerState::ContainerRunning => {
@@ -340,54 +302,6 @@ pub fn next_attempt(pod: &Pod, seen: &ObservedPod, name: &str) -> u32 {
     let seen = seen.containers.iter().filter(|c| c.name == name).map(|c| c.attempt + 1).max();
     let told = pod.status.container(name).filter(|s| !s.container_id.is_empty()).map(|s| u32::try_from(s.restart_count).unwrap_or(0) + 1);
     seen.or(told).unwrap_or(0)
-}
-
-/// Dead containers beyond the newest and the one before it of each name, and sandboxes of former attempts that hold
-/// nothing else. `current` is the sandbox in use, if any.
-fn litter(facts: &Facts<'_>, current: Option<&SandboxId>) -> (Vec<ContainerId>, Vec<SandboxId>) {
-    let seen = facts.seen;
-    let mut containers = Vec::new();
-    let mut kept: Vec<&ObservedContainer> = Vec::new();
-    let mut same = (String::new(), 0);
-    for container in &seen.containers {
-        if same.0 != container.name {
-            same = (container.name.clone(), 0);
-        }
-        same.1 += 1;
-        let known = facts.pod.all_containers().any(|c| c.name == container.name);
-        if same.1 > 2 && !is_alive(container) || !known && ended(container) {
-            containers.push(container.id.clone());
-        } else {
-            kept.push(container);
-        }
-    }
-    let newest = seen.sandbox().map(|s| &s.id);
-    let sandboxes = seen
-        .sandboxes
-        .iter()
-        .filter(|s| !s.ready && Some(&s.id) != current && Some(&s.id) != newest)
-        .filter(|s| !kept.iter().any(|c| c.sandbox == s.id))
-        .map(|s| s.id.clone())
-        .collect();
-    (containers, sandboxes)
-}
-
-/// For logs and `why`: the step in words, without ids.
-pub fn describe(step: &Step) -> String {
-    match step {
-        Step::Wait { until: None } => "wait for news".to_owned(),
-        Step::Wait { until: Some(at) } => format!("wait until {}", time::rfc3339(*at)),
-        Step::RunSandbox { attempt } => format!("run sandbox, attempt {attempt}"),
-        Step::Start { container, attempt } => format!("start container {container}, attempt {attempt}"),
-        Step::Resume { container, .. } => format!("start created container {container}"),
-        Step::Kill { container, why, .. } => format!("stop container {container}: {why:?}"),
-        Step::StopAll { why } => format!("stop all containers: {why:?}"),
-        Step::StopSandboxes { sandboxes } => format!("stop {} sandbox(es)", sandboxes.len()),
-        Step::Discard { containers, sandboxes } => format!("remove {} dead container(s), {} old sandbox(es)", containers.len(), sandboxes.len()),
-        Step::Release => "release volumes and cgroup".to_owned(),
-        Step::Finish => "tell the server that nothing is left".to_owned(),
-        Step::Forget => "remove what is left on the node".to_owned(),
-    }
 }
 
 #[cfg(test)]

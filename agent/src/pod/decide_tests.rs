@@ -247,13 +247,21 @@ fn refused_terminal_and_late_pods_start_nothing() {
 
 #[test]
 fn the_newest_and_the_one_before_are_kept() {
-    let crowd = case(one(), up(), vec![container("c", 3, ContainerState::ContainerRunning, 0), exited("c", 2, 1), exited("c", 1, 1), exited("c", 0, 1)]);
+    let crowd = case(
+        one(),
+        up(),
+        vec![container("c", 3, ContainerState::ContainerRunning, 0), exited("c", 2, 1), exited("c", 1, 1), exited("c", 0, 1)],
+    );
     assert_eq!(crowd.step(), Step::Discard { containers: vec!["c1".into(), "c0".into()], sandboxes: vec![] });
-    let old = case(one(), vec![sandbox("s1", 1, true), sandbox("s0", 0, false)], vec![{
-        let mut c = container("c", 3, ContainerState::ContainerRunning, 0);
-        c.sandbox = "s1".into();
-        c
-    }]);
+    let old = case(
+        one(),
+        vec![sandbox("s1", 1, true), sandbox("s0", 0, false)],
+        vec![{
+            let mut c = container("c", 3, ContainerState::ContainerRunning, 0);
+            c.sandbox = "s1".into();
+            c
+        }],
+    );
     assert_eq!(old.step(), Step::Discard { containers: vec![], sandboxes: vec!["s0".into()] });
 }
 
@@ -269,12 +277,19 @@ enum Happening {
     /// The agent performs its step wholly.
     Step,
     /// It dies before, in the middle of or right after its step, and starts again remembering nothing.
-    Crash { part: u8 },
+    Crash {
+        part: u8,
+    },
     /// A container ends by itself.
-    Exit { which: usize, code: i32 },
+    Exit {
+        which: usize,
+        code: i32,
+    },
     /// The pause process dies.
     SandboxDies,
-    Time { seconds: u16 },
+    Time {
+        seconds: u16,
+    },
     Delete,
 }
 
@@ -327,7 +342,10 @@ impl World {
             }
             Step::Start { container: name, attempt } => {
                 self.made += 1;
-                assert!(self.case.seen.containers.iter().all(|c| c.name != name || c.attempt < attempt), "the runtime would refuse the name");
+                assert!(
+                    self.case.seen.containers.iter().all(|c| c.name != name || c.attempt < attempt),
+                    "the runtime would refuse the name"
+                );
                 assert!(!self.case.seen.containers.iter().any(|c| c.name == name && is_alive(c)), "started twice");
                 let spec = self.case.pod.all_containers().find(|c| c.name == name).unwrap().clone();
                 if let Some(before) = latest(&self.case.seen, &name).map(|c| c.finished_at) {
@@ -413,7 +431,8 @@ impl World {
             let step = self.decide();
             match step {
                 Step::Wait { until: None } => {
-                    let init: Vec<String> = self.case.pod.spec.init_containers.iter().filter(|c| !c.is_sidecar()).map(|c| c.name.clone()).collect();
+                    let init: Vec<String> =
+                        self.case.pod.spec.init_containers.iter().filter(|c| !c.is_sidecar()).map(|c| c.name.clone()).collect();
                     let busy = self.case.seen.containers.iter().any(|c| is_alive(c) && init.contains(&c.name));
                     if !busy {
                         return step;

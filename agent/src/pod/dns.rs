@@ -31,7 +31,8 @@ impl HostResolver {
             match words.next() {
                 Some("nameserver") => host.servers.extend(words.next().map(str::to_owned)),
                 Some("search" | "domain") => {
-                    host.searches = words.map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_owned()).filter(|w| w != ".").collect();
+                    host.searches =
+                        words.map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_owned()).filter(|w| w != ".").collect();
                 }
                 Some("options") => words.for_each(|w| set_option(&mut host.options, w.to_owned())),
                 _ => {}
@@ -122,7 +123,10 @@ fn limit(config: &mut DnsConfig, warnings: &mut Vec<(&'static str, String)>) {
         config.servers.truncate(MAX_SERVERS);
         warnings.push((
             "DNSConfigForming",
-            format!("Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}", config.servers.join(" ")),
+            format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                config.servers.join(" ")
+            ),
         ));
     }
     let before = config.searches.len();
@@ -134,7 +138,10 @@ fn limit(config: &mut DnsConfig, warnings: &mut Vec<(&'static str, String)>) {
     if config.searches.len() < before {
         warnings.push((
             "DNSConfigForming",
-            format!("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}", config.searches.join(" ")),
+            format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+                config.searches.join(" ")
+            ),
         ));
     }
 }
@@ -158,8 +165,18 @@ mod tests {
     fn policies() {
         let cluster = ["rec.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan", "home"];
         check(json!({}), &["10.43.0.10"], &cluster, &["ndots:5"]);
-        check(json!({"dnsPolicy": "ClusterFirst", "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}}), &["10.43.0.10"], &cluster, &["ndots:2"]);
-        check(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirst"}), &["192.168.1.1", "192.168.1.2"], &["lan", "home"], &["edns0", "ndots:1"]);
+        check(
+            json!({"dnsPolicy": "ClusterFirst", "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]}}),
+            &["10.43.0.10"],
+            &cluster,
+            &["ndots:2"],
+        );
+        check(
+            json!({"hostNetwork": true, "dnsPolicy": "ClusterFirst"}),
+            &["192.168.1.1", "192.168.1.2"],
+            &["lan", "home"],
+            &["edns0", "ndots:1"],
+        );
         check(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), &["10.43.0.10"], &cluster, &["ndots:5"]);
         check(json!({"dnsPolicy": "Default"}), &["192.168.1.1", "192.168.1.2"], &["lan", "home"], &["edns0", "ndots:1"]);
         check(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["9.9.9.9"]}}), &["9.9.9.9"], &[], &[]);
@@ -167,7 +184,10 @@ mod tests {
 
     #[test]
     fn a_fourth_server_is_left_out_aloud() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"]}}})).unwrap();
+        let pod: Pod = serde_json::from_value(
+            json!({"spec": {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"]}}}),
+        )
+        .unwrap();
         let got = resolve(&pod, &[], "", &HostResolver::default());
         assert_eq!(got.config.servers.len(), 3);
         assert_eq!(got.warnings[0].0, "DNSConfigForming");

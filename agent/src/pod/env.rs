@@ -43,10 +43,16 @@ pub async fn gather(objects: &Objects, pod: &Pod, container: &Container) -> Resu
     }
     // The API server's own service is always there, others on request and from the pod's namespace only.
     let links = pod.spec.enable_service_links.unwrap_or(true);
-    let services = objects.services("default").await.map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {e}"))?;
+    let services = objects
+        .services("default")
+        .await
+        .map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {e}"))?;
     inputs.services.extend(services.iter().filter(|s| s.metadata.name == "kubernetes" || links && namespace == "default").cloned());
     if links && namespace != "default" {
-        let own = objects.services(namespace).await.map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {e}"))?;
+        let own = objects
+            .services(namespace)
+            .await
+            .map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {e}"))?;
         inputs.services.extend(own);
     }
     Ok(inputs)
@@ -71,7 +77,13 @@ fn references(container: &Container) -> impl Iterator<Item = (Kind, &str)> {
 }
 
 /// The whole environment of a container, by name. An error is the message of CreateContainerConfigError.
-pub fn build(pod: &Pod, container: &Container, inputs: &Inputs, addresses: Addresses<'_>, node: &NodeFacts) -> Result<BTreeMap<String, Value>, String> {
+pub fn build(
+    pod: &Pod,
+    container: &Container,
+    inputs: &Inputs,
+    addresses: Addresses<'_>,
+    node: &NodeFacts,
+) -> Result<BTreeMap<String, Value>, String> {
     let mut env = BTreeMap::new();
     for service in &inputs.services {
         service_variables(service, &mut env);
@@ -134,7 +146,9 @@ fn from_source(
         let of = of.ok_or_else(|| format!("container {} not found", selector.container_name))?;
         return fields::resource(of, selector, node).map(|text| Some(text.into_bytes()));
     }
-    let missing = |wanted: &KeySelector, message: String| if wanted.optional == Some(true) { Ok(None) } else { Err(message) };
+    let missing = |wanted: &KeySelector, message: String| {
+        if wanted.optional == Some(true) { Ok(None) } else { Err(message) }
+    };
     if let Some(wanted) = &from.config_map_key_ref {
         let Some(map) = inputs.config_maps.get(&wanted.name).and_then(Option::as_deref) else {
             return missing(wanted, format!("configmap \"{}\" not found", wanted.name));
@@ -166,7 +180,9 @@ fn service_variables(service: &Service, env: &mut BTreeMap<String, Value>) {
     if ip.is_empty() || ip == "None" {
         return;
     }
-    let Some(first) = service.spec.ports.first() else { return };
+    let Some(first) = service.spec.ports.first() else {
+        return;
+    };
     let name = upper(&service.metadata.name);
     let shown = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
     let mut set = |key: String, value: String| env.insert(key, value.into_bytes());
@@ -312,7 +328,10 @@ mod tests {
             (json!({"secretKeyRef": {"name": "nope", "key": "k"}}), "secret \"nope\" not found"),
         ];
         for (from, wanted) in table {
-            let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "rec"}, "spec": {"containers": [{"env": [{"name": "X", "valueFrom": from}]}]}})).unwrap();
+            let pod: Pod = serde_json::from_value(
+                json!({"metadata": {"namespace": "rec"}, "spec": {"containers": [{"env": [{"name": "X", "valueFrom": from}]}]}}),
+            )
+            .unwrap();
             let inputs = Inputs { config_maps: BTreeMap::from([("cm".to_owned(), Some(Arc::default()))]), ..Default::default() };
             let got = build(&pod, &pod.spec.containers[0], &inputs, Addresses::default(), &NodeFacts::default());
             assert_eq!(got.unwrap_err(), wanted);

@@ -87,7 +87,9 @@ pub fn resource(container: &Container, selector: &ResourceFieldSelector, node: &
             .filter(|q| !q.is_zero())
             .or_else(|| matches!(name, "cpu" | "memory" | "ephemeral-storage").then(|| node.allocatable.get(name)).flatten()),
         "requests" => container.resources.requests.get(name),
-        _ => return Err(format!("unsupported container resource: {}", selector.resource)),
+        _ => {
+            return Err(format!("unsupported container resource: {}", selector.resource));
+        }
     };
     let known = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if !known {

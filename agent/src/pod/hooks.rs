@@ -14,15 +14,29 @@ pub(super) fn field_path(pod: &Pod, container: &str) -> String {
 }
 
 /// Runs a hook; the error is the waiting message of PostStartHookError. `limit` zero is no limit.
-pub(super) async fn run(client: &Client, pod: &Pod, container: &Container, id: &ContainerId, hook: &LifecycleHandler, address: &str, limit: Duration) -> Result<(), String> {
-    let whose = format!("for Container \"{}\" in Pod \"{}_{}({})\" failed", container.name, pod.metadata.name, pod.metadata.namespace, pod.metadata.uid);
+pub(super) async fn run(
+    client: &Client,
+    pod: &Pod,
+    container: &Container,
+    id: &ContainerId,
+    hook: &LifecycleHandler,
+    address: &str,
+    limit: Duration,
+) -> Result<(), String> {
+    let whose = format!(
+        "for Container \"{}\" in Pod \"{}_{}({})\" failed",
+        container.name, pod.metadata.name, pod.metadata.namespace, pod.metadata.uid
+    );
     if let Some(exec) = &hook.exec {
         let shown = exec.command.join(" ");
         return match client.exec_sync(id, &exec.command, limit).await {
             Ok(output) if output.exit_code == 0 => Ok(()),
             Ok(output) => {
                 let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-                Err(format!("Exec lifecycle hook ([{shown}]) {whose} - error: command '{shown}' exited with {}: {err}, message: \"{out}{err}\"", output.exit_code))
+                Err(format!(
+                    "Exec lifecycle hook ([{shown}]) {whose} - error: command '{shown}' exited with {}: {err}, message: \"{out}{err}\"",
+                    output.exit_code
+                ))
             }
             Err(e) => Err(format!("Exec lifecycle hook ([{shown}]) {whose} - error: {}, message: \"\"", e.event_message())),
         };

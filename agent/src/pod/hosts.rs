@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn a_full_name_the_kernel_cannot_hold_is_refused() {
         let spec = |sub: &str| -> Pod {
-            serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "n"}, "spec": {"subdomain": sub, "setHostnameAsFQDN": true}})).unwrap()
+            serde_json::from_value(
+                json!({"metadata": {"name": "web", "namespace": "n"}, "spec": {"subdomain": sub, "setHostnameAsFQDN": true}}),
+            )
+            .unwrap()
         };
         assert_eq!(sandbox_hostname(&spec("s"), "cluster.local").unwrap(), "web.s.n.svc.cluster.local");
         assert!(sandbox_hostname(&spec(&"s".repeat(60)), "cluster.local").is_err());

@@ -29,7 +29,9 @@ pub fn policy(text: &str, image: &str) -> PullPolicy {
 
 /// The image with `:latest` where it names neither tag nor digest; the error is that of InvalidImageName.
 pub fn with_tag(image: &str) -> Result<String, String> {
-    let failed = |what: String| format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format{what}");
+    let failed = |what: String| {
+        format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format{what}")
+    };
     let (named, digest) = image.split_once('@').map_or((image, None), |(n, d)| (n, Some(d)));
     let (domain, rest) = split_domain(named);
     let (path, tag) = match rest.rsplit_once(':') {
@@ -43,9 +45,16 @@ pub fn with_tag(image: &str) -> Result<String, String> {
         let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         part.starts_with(ends) && part.ends_with(ends) && part.chars().all(|c| ends(c) || matches!(c, '.' | '_' | '-'))
     };
-    let good_domain = domain.is_none_or(|d| !d.is_empty() && d.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']')));
-    let good_tag = tag.is_none_or(|t| (1..=128).contains(&t.len()) && !t.starts_with(['.', '-']) && t.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')));
-    let good_digest = digest.is_none_or(|d| d.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit())));
+    let good_domain =
+        domain.is_none_or(|d| !d.is_empty() && d.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']')));
+    let good_tag = tag.is_none_or(|t| {
+        (1..=128).contains(&t.len())
+            && !t.starts_with(['.', '-'])
+            && t.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    });
+    let good_digest = digest.is_none_or(|d| {
+        d.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()))
+    });
     if !path.split('/').all(component) || !good_domain || !good_tag || !good_digest || image.len() > 1024 {
         return Err(failed(String::new()));
     }
@@ -55,7 +64,9 @@ pub fn with_tag(image: &str) -> Result<String, String> {
 /// The registry part, if the name starts with one.
 fn split_domain(name: &str) -> (Option<&str>, &str) {
     match name.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase()) => (Some(first), rest),
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase()) => {
+            (Some(first), rest)
+        }
         _ => (None, name),
     }
 }
@@ -143,7 +154,8 @@ fn fits(key: &str, host: &str, path: &str) -> bool {
         return false;
     }
     let (wanted, host) = (name(wanted), name(host));
-    let labels_fit = wanted.split('.').count() == host.split('.').count() && wanted.split('.').zip(host.split('.')).all(|(w, h)| glob(w, h));
+    let labels_fit =
+        wanted.split('.').count() == host.split('.').count() && wanted.split('.').zip(host.split('.')).all(|(w, h)| glob(w, h));
     labels_fit && path.starts_with(prefix)
 }
 
@@ -151,7 +163,9 @@ fn fits(key: &str, host: &str, path: &str) -> bool {
 fn glob(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
-        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| (0..=rest.len()).any(|at| rest.is_char_boundary(at) && glob(after, &rest[at..]))),
+        Some((before, after)) => {
+            text.strip_prefix(before).is_some_and(|rest| (0..=rest.len()).any(|at| rest.is_char_boundary(at) && glob(after, &rest[at..])))
+        }
     }
 }
 
@@ -186,7 +200,9 @@ mod tests {
             ("-x", ""),
         ];
         for (image, end) in table {
-            let wanted = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format{end}");
+            let wanted = format!(
+                "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format{end}"
+            );
             assert_eq!(with_tag(image), Err(wanted));
         }
     }

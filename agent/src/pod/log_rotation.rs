@@ -82,7 +82,8 @@ mod tests {
             fs::write(&log, format!("{second}")).unwrap();
             set_aside(&log, 3, (1_795_402_307 + second) * time::SECOND).unwrap();
         }
-        let mut names: Vec<String> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         assert_eq!(names, ["0.log.20261123-025150", "0.log.20261123-025151"], "two and the live one");
     }

@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn the_pod_cgroup_is_limited_only_when_every_container_is() {
-        let one = json!({"name": "a", "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "100m", "memory": "32Mi"}}});
+        let one =
+            json!({"name": "a", "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "100m", "memory": "32Mi"}}});
         let none = json!({"name": "b"});
         let limited = pod_amounts(&pod(json!({"containers": [one.clone()]})));
         assert_eq!(limited, PodAmounts { cpu_shares: 102, cpu_quota: Some(50_000), memory_limit: Some(64 << 20) });
@@ -232,7 +233,9 @@ mod tests {
 
     #[test]
     fn container_limits_reach_the_runtime() {
-        let pod = pod(json!({"containers": [{"name": "a", "resources": {"limits": {"cpu": "200m", "memory": "64Mi"}, "requests": {"cpu": "100m", "memory": "32Mi"}}}]}));
+        let pod = pod(
+            json!({"containers": [{"name": "a", "resources": {"limits": {"cpu": "200m", "memory": "64Mi"}, "requests": {"cpu": "100m", "memory": "32Mi"}}}]}),
+        );
         let node = NodeFacts { capacity: ResourceList::from([("memory".to_owned(), "1Gi".into())]), ..Default::default() };
         let v1 = container_resources(&pod, &pod.spec.containers[0], &node, false);
         assert_eq!((v1.cpu_shares, v1.cpu_quota, v1.cpu_period), (102, 20_000, 100_000));

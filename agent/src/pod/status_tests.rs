@@ -39,7 +39,10 @@ fn pod_of(case: &str, recorded: &Value, transition: &Value) -> Pod {
         }
         for mount in told.container(&container.name).map(|s| s.volume_mounts.as_slice()).unwrap_or_default() {
             if !container.volume_mounts.iter().any(|m| m.mount_path == mount.mount_path) {
-                container.volume_mounts.push(serde_json::from_value(json!({"name": mount.name, "mountPath": mount.mount_path, "readOnly": mount.read_only})).unwrap());
+                container.volume_mounts.push(
+                    serde_json::from_value(json!({"name": mount.name, "mountPath": mount.mount_path, "readOnly": mount.read_only}))
+                        .unwrap(),
+                );
             }
         }
     }
@@ -179,9 +182,12 @@ fn check(case: &str, found: &mut Vec<String>) {
         let told = pod.status.clone();
         let current = told.observed_generation.is_some() && told.observed_generation == pod.metadata.generation;
         // Between the end of its containers and the end of the pod the kubelet told a state that is over.
-        let passing = pod.is_deleting() && !told.is_terminal() && told.condition("PodReadyToStartContainers").is_some_and(|c| c.status == "False");
+        let passing =
+            pod.is_deleting() && !told.is_terminal() && told.condition("PodReadyToStartContainers").is_some_and(|c| c.status == "False");
         // So did it before the phase of a pod whose sidecar was stopped.
-        let held = case == "sidecar-job" && told.phase == "Running" && told.condition("PodReadyToStartContainers").is_some_and(|c| c.status == "False");
+        let held = case == "sidecar-job"
+            && told.phase == "Running"
+            && told.condition("PodReadyToStartContainers").is_some_and(|c| c.status == "False");
         // A stranger's condition was just set and not looked at yet.
         let unseen = case == "readiness-gate" && index == 4;
         if !current || passing || held || unseen {
@@ -190,7 +196,8 @@ fn check(case: &str, found: &mut Vec<String>) {
         }
         let (seen, history, health, minimum) = world(&pod);
         let changed = told.conditions.iter().filter(|c| !before.conditions.contains(c)).map(|c| nanos(&c.last_transition_time)).max();
-        let deadline = recorded["spec"]["activeDeadlineSeconds"].is_i64() && told.condition("Ready").is_some_and(|c| c.reason == "PodFailed");
+        let deadline =
+            recorded["spec"]["activeDeadlineSeconds"].is_i64() && told.condition("Ready").is_some_and(|c| c.reason == "PodFailed");
         let facts = Facts {
             pod: &pod,
             before: &before,
@@ -200,7 +207,8 @@ fn check(case: &str, found: &mut Vec<String>) {
             messages: &BTreeMap::new(),
             host_ips: &["10.99.0.11".to_owned()],
             start_time: nanos(&told.start_time),
-            cause: deadline.then_some(Cause { reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline" }),
+            cause: deadline
+                .then_some(Cause { reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline" }),
             stopping: pod.is_deleting() || deadline,
             now: changed.unwrap_or(0).max(if changed.is_some() { 0 } else { minimum }),
         };

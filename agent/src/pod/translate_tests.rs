@@ -97,7 +97,10 @@ fn a_container_carries_expanded_words_and_the_kubelets_marks() {
     assert_eq!(notes["io.kubernetes.container.terminationMessagePolicy"], "File");
     assert_eq!(notes["io.kubernetes.container.ports"], "[{\"containerPort\":80}]");
     assert_eq!(notes["io.kubernetes.container.preStopHandler"], "{\"exec\":{\"command\":[\"true\"]}}");
-    assert_eq!((notes["io.kubernetes.pod.terminationGracePeriod"].as_str(), notes["io.kubernetes.pod.deletionGracePeriod"].as_str()), ("30", "3"));
+    assert_eq!(
+        (notes["io.kubernetes.pod.terminationGracePeriod"].as_str(), notes["io.kubernetes.pod.deletionGracePeriod"].as_str()),
+        ("30", "3")
+    );
 }
 
 #[test]
@@ -115,7 +118,9 @@ fn the_containers_security_wins_over_the_pods() {
     let of_pod = security(spec(json!(null)));
     assert_eq!((of_pod.run_as_user.unwrap().value, of_pod.run_as_group.unwrap().value), (1000, 3000));
     assert_eq!(of_pod.seccomp.unwrap().profile_type(), ProfileType::RuntimeDefault);
-    let own = security(spec(json!({"runAsUser": 5, "seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}, "readOnlyRootFilesystem": true, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}})));
+    let own = security(spec(
+        json!({"runAsUser": 5, "seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}, "readOnlyRootFilesystem": true, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}}),
+    ));
     assert_eq!(own.run_as_user.unwrap().value, 5);
     assert_eq!(own.seccomp.unwrap().localhost_ref, "/root/seccomp/p.json");
     assert!(own.readonly_rootfs);
@@ -136,7 +141,8 @@ fn privileges_and_masks() {
 
 #[test]
 fn users_of_the_image() {
-    let named = container_of(json!({"containers": [{"name": "c"}]}), ImageUser::Name("www".to_owned())).linux.unwrap().security_context.unwrap();
+    let named =
+        container_of(json!({"containers": [{"name": "c"}]}), ImageUser::Name("www".to_owned())).linux.unwrap().security_context.unwrap();
     assert_eq!((named.run_as_user, named.run_as_username.as_str()), (None, "www"));
     let check = |own: Value, user: ImageUser| {
         let pod = pod(json!({"containers": [{"name": "c", "securityContext": own}]}));
@@ -148,7 +154,11 @@ fn users_of_the_image() {
         (json!({"runAsNonRoot": true}), ImageUser::Uid(7), None),
         (json!({"runAsNonRoot": true, "runAsUser": 7}), ImageUser::Uid(0), None),
         (json!({"runAsNonRoot": true}), ImageUser::Uid(0), Some(format!("container has runAsNonRoot and image will run as root {whose}"))),
-        (json!({"runAsNonRoot": true, "runAsUser": 0}), ImageUser::Uid(7), Some(format!("container's runAsUser breaks non-root policy {whose}"))),
+        (
+            json!({"runAsNonRoot": true, "runAsUser": 0}),
+            ImageUser::Uid(7),
+            Some(format!("container's runAsUser breaks non-root policy {whose}")),
+        ),
         (
             json!({"runAsNonRoot": true}),
             ImageUser::Name("www".to_owned()),

@@ -79,7 +79,11 @@ fn container_fields(path: &str, container: &Container, init: bool, found: &mut V
     if let Some(context) = &container.security_context {
         unknown(&format!("{path}.securityContext"), &context.unknown, found);
     }
-    let probes = [("livenessProbe", &container.liveness_probe), ("readinessProbe", &container.readiness_probe), ("startupProbe", &container.startup_probe)];
+    let probes = [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ];
     for (name, probe) in probes {
         if let Some(probe) = probe {
             probe_fields(&format!("{path}.{name}"), probe, found);
@@ -124,10 +128,16 @@ mod tests {
 
     #[test]
     fn what_is_not_implemented_is_named() {
-        check(json!({"volumes": [{"name": "a", "emptyDir": {}}, {"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}), &["spec.volumes[1].persistentVolumeClaim"]);
+        check(
+            json!({"volumes": [{"name": "a", "emptyDir": {}}, {"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),
+            &["spec.volumes[1].persistentVolumeClaim"],
+        );
         check(json!({"volumes": [{"name": "v", "csi": {}}]}), &["spec.volumes[0].csi"]);
         check(json!({"volumes": [{"name": "v", "emptyDir": {"medium": "HugePages"}}]}), &["spec.volumes[0].emptyDir.medium"]);
-        check(json!({"volumes": [{"name": "v", "projected": {"sources": [{"clusterTrustBundle": {}}]}}]}), &["spec.volumes[0].projected.sources[0].clusterTrustBundle"]);
+        check(
+            json!({"volumes": [{"name": "v", "projected": {"sources": [{"clusterTrustBundle": {}}]}}]}),
+            &["spec.volumes[0].projected.sources[0].clusterTrustBundle"],
+        );
         check(json!({"resourceClaims": [{"name": "gpu"}]}), &["spec.resourceClaims"]);
         check(json!({"hostUsers": false}), &["spec.hostUsers"]);
         check(json!({"resources": {"limits": {"cpu": "1"}}}), &["spec.resources"]);

@@ -155,7 +155,12 @@ impl Workers {
             .collect();
         let deps = &self.shared.deps;
         let node = deps.node.borrow().clone();
-        let max_pods = deps.config.max_pods.map(u64::from).or_else(|| node.allocatable.get("pods").and_then(|q| u64::try_from(q.value()).ok())).unwrap_or(110);
+        let max_pods = deps
+            .config
+            .max_pods
+            .map(u64::from)
+            .or_else(|| node.allocatable.get("pods").and_then(|q| u64::try_from(q.value()).ok()))
+            .unwrap_or(110);
         admission::admit(pod, others.iter().map(Arc::as_ref), &node, max_pods, &deps.config.allowed_unsafe_sysctls).err()
     }
 

@@ -3,9 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
-    Lifecycle, Probe, ResourceList, SeLinuxOptions, SecurityProfile, Unknown, is_default,
-};
+use super::{Lifecycle, Probe, ResourceList, SeLinuxOptions, SecurityProfile, Unknown, is_default};
 use crate::api::quantity::Quantity;
 
 /// v1 Container, regular or init.

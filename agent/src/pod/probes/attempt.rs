@@ -26,7 +26,8 @@ pub(super) async fn run(client: &Client, container: &Container, id: &ContainerId
     let limit = Duration::from_secs(u64::from(probe.timeout_seconds.max(1)));
     if let Some(exec) = &probe.exec {
         // Only literal variables are expanded in a probe's command.
-        let literal = container.env.iter().filter(|v| v.value_from.is_none()).map(|v| (v.name.clone(), v.value.clone().into_bytes())).collect();
+        let literal =
+            container.env.iter().filter(|v| v.value_from.is_none()).map(|v| (v.name.clone(), v.value.clone().into_bytes())).collect();
         let command: Vec<String> = exec.command.iter().map(|word| env::expand(word, &literal)).collect();
         return run_command(client, id, &command, limit).await;
     }
@@ -43,7 +44,9 @@ pub(super) async fn run(client: &Client, container: &Container, id: &ContainerId
         };
     }
     if let Some(action) = &probe.tcp_socket {
-        let Some(port) = port_number(container, &action.port) else { return Outcome::Unknown(format!("couldn't find port: {:?}", action.port)) };
+        let Some(port) = port_number(container, &action.port) else {
+            return Outcome::Unknown(format!("couldn't find port: {:?}", action.port));
+        };
         let host = if action.host.is_empty() { address } else { &action.host };
         return match tokio::time::timeout(limit, http::connect(host, port)).await {
             Ok(Ok(_)) => Outcome::Success,
@@ -70,8 +73,14 @@ async fn run_command(client: &Client, id: &ContainerId, command: &[String], limi
 }
 
 /// The request of an httpGet action.
-pub(in crate::pod) fn request(container: &Container, action: &HttpGetAction, address: &str, user_agent: &'static str) -> Result<Get, String> {
-    let port = port_number(container, &action.port).ok_or_else(|| format!("couldn't find port: {:?} for container {}", action.port, container.name))?;
+pub(in crate::pod) fn request(
+    container: &Container,
+    action: &HttpGetAction,
+    address: &str,
+    user_agent: &'static str,
+) -> Result<Get, String> {
+    let port = port_number(container, &action.port)
+        .ok_or_else(|| format!("couldn't find port: {:?} for container {}", action.port, container.name))?;
     let path = if action.path.starts_with('/') { action.path.clone() } else { format!("/{}", action.path) };
     Ok(Get {
         https: action.scheme.eq_ignore_ascii_case("https"),

@@ -61,7 +61,9 @@ fn url(request: &Get) -> String {
 async fn follow(mut request: Get) -> Result<Answer, String> {
     for _ in 0..=MAX_REDIRECTS {
         let (answer, location) = once(&request).await?;
-        let Some(location) = location.filter(|_| matches!(answer.code, 301 | 302 | 303 | 307 | 308)) else { return Ok(answer) };
+        let Some(location) = location.filter(|_| matches!(answer.code, 301 | 302 | 303 | 307 | 308)) else {
+            return Ok(answer);
+        };
         let target = location.parse::<hyper::Uri>().map_err(|e| format!("failed to parse Location header \"{location}\": {e}"))?;
         if let Some(host) = target.host() {
             if host.trim_matches(['[', ']']) != request.host {
@@ -97,8 +99,12 @@ async fn once(request: &Get) -> Result<(Answer, Option<String>), String> {
 pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     TcpStream::connect((host, port)).await.map_err(|e| match e.kind() {
-        std::io::ErrorKind::ConnectionRefused => format!("dial tcp {shown}: connect: connection refused"),
-        std::io::ErrorKind::HostUnreachable => format!("dial tcp {shown}: connect: no route to host"),
+        std::io::ErrorKind::ConnectionRefused => {
+            format!("dial tcp {shown}: connect: connection refused")
+        }
+        std::io::ErrorKind::HostUnreachable => {
+            format!("dial tcp {shown}: connect: no route to host")
+        }
         _ => format!("dial tcp {shown}: {e}"),
     })
 }
@@ -110,7 +116,11 @@ async fn exchange(request: &Get, stream: impl AsyncRead + AsyncWrite + Unpin + S
     let answer = async {
         let mut message = hyper::Request::get(&request.path).body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
         let headers = message.headers_mut();
-        let authority = if request.host.contains(':') { format!("[{}]:{}", request.host, request.port) } else { format!("{}:{}", request.host, request.port) };
+        let authority = if request.host.contains(':') {
+            format!("[{}]:{}", request.host, request.port)
+        } else {
+            format!("{}:{}", request.host, request.port)
+        };
         headers.insert(HOST, HeaderValue::from_str(&authority).map_err(|e| e.to_string())?);
         headers.insert(USER_AGENT, HeaderValue::from_static(request.user_agent));
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
@@ -118,7 +128,11 @@ async fn exchange(request: &Get, stream: impl AsyncRead + AsyncWrite + Unpin + S
         for header in &request.headers {
             let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|e| e.to_string())?;
             let value = HeaderValue::from_str(&header.value).map_err(|e| e.to_string())?;
-            if name == ACCEPT && value.is_empty() { headers.remove(ACCEPT) } else { headers.insert(name, value) };
+            if name == ACCEPT && value.is_empty() {
+                headers.remove(ACCEPT)
+            } else {
+                headers.insert(name, value)
+            };
         }
         let response = sender.send_request(message).await.map_err(text)?;
         let code = response.status().as_u16();
@@ -146,15 +160,32 @@ async fn exchange(request: &Get, stream: impl AsyncRead + AsyncWrite + Unpin + S
 struct AnyCertificate(Arc<CryptoProvider>);
 
 impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, TlsError> {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, TlsError> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
         Ok(HandshakeSignatureValid::assertion())
     }
 
-    fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, TlsError> {
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
         Ok(HandshakeSignatureValid::assertion())
     }
 

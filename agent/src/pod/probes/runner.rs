@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use runtime::ContainerId;
 use runtime::cri::ContainerState;
 use runtime::observe::ObservedPod;
-use runtime::ContainerId;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
@@ -53,7 +53,9 @@ impl Prober {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let candidates = pod.spec.init_containers.iter().filter(|c| c.is_sidecar()).chain(&pod.spec.containers);
         for container in candidates {
-            let Some(instance) = seen.container(&container.name).filter(|c| c.state == ContainerState::ContainerRunning) else { continue };
+            let Some(instance) = seen.container(&container.name).filter(|c| c.state == ContainerState::ContainerRunning) else {
+                continue;
+            };
             let started = health.started(pod, container, &instance.id);
             let mut want = |kind, probe: &'static str| {
                 let probe = match probe {
@@ -152,7 +154,9 @@ impl One {
                     continue;
                 }
             };
-            let Some(settled) = threshold.add(&self.probe, good) else { continue };
+            let Some(settled) = threshold.add(&self.probe, good) else {
+                continue;
+            };
             let news = self.health.lock().unwrap_or_else(PoisonError::into_inner).set(&self.id, self.kind, settled);
             if news {
                 self.changed.notify_one();

@@ -14,7 +14,13 @@ impl Threshold {
     pub(super) fn add(&mut self, probe: &Probe, good: bool) -> Option<bool> {
         self.run = if self.last == Some(good) { self.run.saturating_add(1) } else { 1 };
         self.last = Some(good);
-        let needed = if good { probe.success_threshold.max(1) } else if probe.failure_threshold == 0 { 3 } else { probe.failure_threshold };
+        let needed = if good {
+            probe.success_threshold.max(1)
+        } else if probe.failure_threshold == 0 {
+            3
+        } else {
+            probe.failure_threshold
+        };
         (self.run >= needed).then_some(good)
     }
 }

@@ -27,7 +27,13 @@ fn no(reason: &'static str, message: String) -> Verdict {
     Verdict { holds: false, reason, message }
 }
 
-pub(super) fn derive(facts: &Facts<'_>, phase: Phase, init: &[ContainerStatus], regular: &[ContainerStatus], up: bool) -> Vec<PodCondition> {
+pub(super) fn derive(
+    facts: &Facts<'_>,
+    phase: Phase,
+    init: &[ContainerStatus],
+    regular: &[ContainerStatus],
+    up: bool,
+) -> Vec<PodCondition> {
     let ready_containers = containers_ready(facts, phase, init, regular);
     let ready = if ready_containers.holds { gates(facts) } else { no(ready_containers.reason, ready_containers.message.clone()) };
     let sandbox = Verdict { holds: up, reason: "", message: String::new() };
@@ -62,7 +68,11 @@ fn initialized(facts: &Facts<'_>, phase: Phase, init: &[ContainerStatus], regula
         (!done).then(|| status.name.clone())
     };
     let names: Vec<String> = facts.pod.spec.init_containers.iter().zip(init).filter_map(open).collect();
-    if names.is_empty() { yes() } else { no("ContainersNotInitialized", format!("containers with incomplete status: [{}]", names.join(" "))) }
+    if names.is_empty() {
+        yes()
+    } else {
+        no("ContainersNotInitialized", format!("containers with incomplete status: [{}]", names.join(" ")))
+    }
 }
 
 fn containers_ready(facts: &Facts<'_>, phase: Phase, init: &[ContainerStatus], regular: &[ContainerStatus]) -> Verdict {
@@ -87,7 +97,9 @@ fn gates(facts: &Facts<'_>) -> Verdict {
             let kind = &gate.condition_type;
             match conditions.iter().find(|c| c.kind == *kind) {
                 None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
-                Some(c) if c.status != "True" => Some(format!("the status of pod readiness gate \"{kind}\" is not \"True\", but {}", c.status)),
+                Some(c) if c.status != "True" => {
+                    Some(format!("the status of pod readiness gate \"{kind}\" is not \"True\", but {}", c.status))
+                }
                 Some(_) => None,
             }
         })

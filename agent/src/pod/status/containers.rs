@@ -5,7 +5,8 @@ use runtime::observe::ObservedContainer;
 
 use super::{Facts, idle_reason, phase};
 use crate::api::pod::{
-    Container, ContainerState, ContainerStatus, ContainerUser, LinuxUser, ResourceStatus, RestartPolicy, Running, Terminated, VolumeMountStatus, Waiting,
+    Container, ContainerState, ContainerStatus, ContainerUser, LinuxUser, ResourceStatus, RestartPolicy, Running, Terminated,
+    VolumeMountStatus, Waiting,
 };
 use crate::pod::{reasons, time};
 
@@ -17,7 +18,9 @@ pub(super) fn statuses(facts: &Facts<'_>, containers: &[Container], init: bool) 
 fn status(facts: &Facts<'_>, container: &Container, init: bool) -> ContainerStatus {
     let before = facts.before.container(&container.name);
     let mut instances = facts.seen.containers.iter().filter(|c| c.name == container.name);
-    let Some(newest) = instances.next() else { return absent(facts, container, before) };
+    let Some(newest) = instances.next() else {
+        return absent(facts, container, before);
+    };
     let former = instances.find(|c| c.state == Seen::ContainerExited);
     let mut status = ContainerStatus {
         name: container.name.clone(),
@@ -28,7 +31,9 @@ fn status(facts: &Facts<'_>, container: &Container, init: bool) -> ContainerStat
         resources: Some(ResourceStatus { limits: container.resources.limits.clone(), requests: container.resources.requests.clone() }),
         allocated_resources: container.resources.requests.clone(),
         volume_mounts: mounts(container),
-        user: newest.user.as_ref().map(|u| ContainerUser { linux: Some(LinuxUser { uid: u.uid, gid: u.gid, supplemental_groups: u.supplemental_groups.clone() }) }),
+        user: newest.user.as_ref().map(|u| ContainerUser {
+            linux: Some(LinuxUser { uid: u.uid, gid: u.gid, supplemental_groups: u.supplemental_groups.clone() }),
+        }),
         ..Default::default()
     };
     status.last_state = match former {
@@ -125,7 +130,12 @@ fn absent(facts: &Facts<'_>, container: &Container, before: Option<&ContainerSta
     });
     let done = end.exit_code == 0;
     if facts.stopping || before.state.terminated.is_some() && !phase::may_restart(facts.pod.spec.restart_policy, end.exit_code) {
-        return ContainerStatus { state: ContainerState { terminated: Some(end), ..Default::default() }, started: Some(false), ready: before.ready && done, ..before.clone() };
+        return ContainerStatus {
+            state: ContainerState { terminated: Some(end), ..Default::default() },
+            started: Some(false),
+            ready: before.ready && done,
+            ..before.clone()
+        };
     }
     status.last_state.terminated = Some(end);
     status.state.waiting = Some(waiting(facts, container, None));

@@ -61,9 +61,11 @@ pub fn rejected(pod: &Pod, reason: &str, message: &str, now: Nanos) -> PodStatus
 pub fn derive(facts: &Facts<'_>) -> PodStatus {
     let pod = facts.pod;
     let up = facts.seen.sandboxes.iter().any(|s| s.ready);
-    let alive = facts.seen.containers.iter().any(|c| {
-        matches!(c.state, runtime::cri::ContainerState::ContainerRunning | runtime::cri::ContainerState::ContainerUnknown)
-    });
+    let alive = facts
+        .seen
+        .containers
+        .iter()
+        .any(|c| matches!(c.state, runtime::cri::ContainerState::ContainerRunning | runtime::cri::ContainerState::ContainerUnknown));
     let torn_down = !up && !alive;
     // What was terminal stays so: its containers may be gone by now.
     if facts.before.is_terminal() && torn_down {
@@ -113,7 +115,10 @@ pub fn derive(facts: &Facts<'_>) -> PodStatus {
         container_statuses: regular,
         qos_class: resources::qos(pod).as_str().to_owned(),
         allocated_resources: compute_only(resources::pod_requests(pod)),
-        resources: Some(ResourceStatus { limits: compute_only(resources::pod_limits(pod)), requests: compute_only(resources::pod_requests(pod)) }),
+        resources: Some(ResourceStatus {
+            limits: compute_only(resources::pod_limits(pod)),
+            requests: compute_only(resources::pod_requests(pod)),
+        }),
     }
 }
 
@@ -129,7 +134,9 @@ fn addresses(facts: &Facts<'_>) -> (String, Vec<Ip>) {
         let ips: Vec<Ip> = facts.host_ips.iter().map(|ip| Ip { ip: ip.clone() }).collect();
         return (ips.first().map(|i| i.ip.clone()).unwrap_or_default(), ips);
     }
-    let Some(sandbox) = facts.seen.sandboxes.iter().find(|s| s.ready && !s.ips.is_empty()) else { return known() };
+    let Some(sandbox) = facts.seen.sandboxes.iter().find(|s| s.ready && !s.ips.is_empty()) else {
+        return known();
+    };
     let mut ips: Vec<Ip> = Vec::new();
     // One per family, in the order of the node's families.
     for host in facts.host_ips {

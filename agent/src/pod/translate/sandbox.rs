@@ -31,7 +31,12 @@ pub fn sandbox_config(pod: &Pod, inputs: SandboxInputs<'_>) -> cri::PodSandboxCo
     let mut annotations = meta.annotations.clone();
     annotations.insert("kubernetes.io/config.source".to_owned(), "api".to_owned());
     cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata { name: meta.name.clone(), uid: meta.uid.clone(), namespace: meta.namespace.clone(), attempt: inputs.attempt }),
+        metadata: Some(cri::PodSandboxMetadata {
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            namespace: meta.namespace.clone(),
+            attempt: inputs.attempt,
+        }),
         hostname: if pod.spec.host_network { String::new() } else { inputs.hostname },
         log_directory: inputs.log_directory,
         dns_config: Some(inputs.dns),

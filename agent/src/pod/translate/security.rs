@@ -36,7 +36,9 @@ pub fn check_non_root(pod: &Pod, container: &Container, user: &ImageUser) -> Res
         (Some(_), _) => Ok(()),
         (None, ImageUser::Uid(0)) => Err(format!("container has runAsNonRoot and image will run as root {whose}")),
         (None, ImageUser::Uid(_)) => Ok(()),
-        (None, ImageUser::Name(name)) => Err(format!("container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {whose}")),
+        (None, ImageUser::Name(name)) => {
+            Err(format!("container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {whose}"))
+        }
     }
 }
 
@@ -47,7 +49,9 @@ fn run_as_user(pod: &Pod, container: &Container) -> Option<i64> {
 
 fn namespaces(pod: &Pod) -> cri::NamespaceOption {
     let spec = &pod.spec;
-    let host = |yes| if yes { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod };
+    let host = |yes| {
+        if yes { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod }
+    };
     let pid = match (spec.host_pid, spec.share_process_namespace) {
         (true, _) => cri::NamespaceMode::Node,
         (false, Some(true)) => cri::NamespaceMode::Pod,
@@ -57,7 +61,9 @@ fn namespaces(pod: &Pod) -> cri::NamespaceOption {
 }
 
 fn groups(context: Option<&PodSecurityContext>) -> Vec<i64> {
-    let Some(context) = context else { return Vec::new() };
+    let Some(context) = context else {
+        return Vec::new();
+    };
     context.fs_group.into_iter().chain(context.supplemental_groups.iter().copied()).collect()
 }
 
@@ -101,7 +107,11 @@ pub(super) fn container(pod: &Pod, container: &Container, image_user: &ImageUser
     let seccomp = own.seccomp_profile.as_ref().or(of_pod.and_then(|c| c.seccomp_profile.as_ref()));
     let apparmor = own.app_armor_profile.as_ref().or(of_pod.and_then(|c| c.app_armor_profile.as_ref()));
     cri::LinuxContainerSecurityContext {
-        capabilities: own.capabilities.as_ref().map(|c| cri::Capability { add_capabilities: c.add.clone(), drop_capabilities: c.drop.clone(), ..Default::default() }),
+        capabilities: own.capabilities.as_ref().map(|c| cri::Capability {
+            add_capabilities: c.add.clone(),
+            drop_capabilities: c.drop.clone(),
+            ..Default::default()
+        }),
         privileged,
         namespace_options: Some(namespaces(pod)),
         selinux_options: own.se_linux_options.as_ref().or(of_pod.and_then(|c| c.se_linux_options.as_ref())).map(selinux),
@@ -155,5 +165,10 @@ fn security_profile(wanted: &SecurityProfile, prefix: &str) -> cri::SecurityProf
 }
 
 fn selinux(options: &SeLinuxOptions) -> cri::SeLinuxOption {
-    cri::SeLinuxOption { user: options.user.clone(), role: options.role.clone(), r#type: options.kind.clone(), level: options.level.clone() }
+    cri::SeLinuxOption {
+        user: options.user.clone(),
+        role: options.role.clone(),
+        r#type: options.kind.clone(),
+        level: options.level.clone(),
+    }
 }

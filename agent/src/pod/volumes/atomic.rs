@@ -146,7 +146,11 @@ mod tests {
     }
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut all: Vec<String> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).filter(|n| !n.starts_with("..2")).collect();
+        let mut all: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+            .filter(|n| !n.starts_with("..2"))
+            .collect();
         all.sort();
         all
     }

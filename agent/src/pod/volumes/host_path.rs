@@ -21,17 +21,47 @@ pub(super) fn prepare(path: &str, kind: &str) -> Result<(), String> {
             }
             if is(fs::FileType::is_dir) { Ok(()) } else { failed("directory") }
         }
-        "Directory" => if is(fs::FileType::is_dir) { Ok(()) } else { failed("directory") },
+        "Directory" => {
+            if is(fs::FileType::is_dir) {
+                Ok(())
+            } else {
+                failed("directory")
+            }
+        }
         "FileOrCreate" => {
             if found.is_none() {
                 return super::write_file(at, b"", 0o644).map_err(|e| format!("create {path}: {e}"));
             }
             if is(fs::FileType::is_file) { Ok(()) } else { failed("file") }
         }
-        "File" => if is(fs::FileType::is_file) { Ok(()) } else { failed("file") },
-        "Socket" => if is(FileTypeExt::is_socket) { Ok(()) } else { failed("socket file") },
-        "CharDevice" => if is(FileTypeExt::is_char_device) { Ok(()) } else { failed("character device") },
-        "BlockDevice" => if is(FileTypeExt::is_block_device) { Ok(()) } else { failed("block device") },
+        "File" => {
+            if is(fs::FileType::is_file) {
+                Ok(())
+            } else {
+                failed("file")
+            }
+        }
+        "Socket" => {
+            if is(FileTypeExt::is_socket) {
+                Ok(())
+            } else {
+                failed("socket file")
+            }
+        }
+        "CharDevice" => {
+            if is(FileTypeExt::is_char_device) {
+                Ok(())
+            } else {
+                failed("character device")
+            }
+        }
+        "BlockDevice" => {
+            if is(FileTypeExt::is_block_device) {
+                Ok(())
+            } else {
+                failed("block device")
+            }
+        }
         other => Err(format!("{other} is an invalid volume type")),
     }
 }

@@ -4,6 +4,7 @@
 //! find things. Everything is idempotent; what is mounted is read from the kernel, never remembered.
 
 mod atomic;
+mod container;
 mod host_path;
 mod mounts;
 mod ownership;
@@ -16,14 +17,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use runtime::cri;
-
-use super::env::{self, Value};
-use super::{Deps, NodeFacts, hosts};
-use crate::api::pod::{Container, Pod, Volume, VolumeMount};
+use super::{Deps, NodeFacts};
+use crate::api::pod::{Pod, Volume};
 use crate::api::quantity::Quantity;
 
+pub use container::{MountInputs, container_mounts, termination_log};
 pub use mounts::{Mounted, unmount_below};
 
 /// A volume that could not be made. The message is the kubelet's, without its prefix.
@@ -96,9 +96,27 @@ fn plugin(volume: &Volume) -> &'static str {
     }
 }
 
-/// Whether a volume's files follow API objects or the clock.
-pub fn needs_refresh(pod: &Pod) -> bool {
-    pod.spec.volumes.iter().any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
+/// Volumes that follow ConfigMaps and Secrets are looked at this often.
+const REFRESH: Duration = Duration::from_secs(75);
+/// Tokens, and the cluster's CA, which hardly ever changes: often enough for the shortest token there is (600 s).
+const REFRESH_TOKENS: Duration = Duration::from_secs(240);
+/// The ConfigMap every default token volume has.
+const ROOT_CA: &str = "kube-root-ca.crt";
+
+/// How often the files of this pod's volumes are to be made anew; None when nothing of them can change.
+pub fn refresh_period(pod: &Pod) -> Option<Duration> {
+    let other = |name: &str| name != ROOT_CA;
+    let projected = |v: &Volume| {
+        v.projected
+            .as_ref()
+            .is_some_and(|p| p.sources.iter().any(|s| s.secret.is_some() || s.config_map.as_ref().is_some_and(|c| other(&c.name))))
+    };
+    let volumes = &pod.spec.volumes;
+    if volumes.iter().any(|v| v.secret.is_some() || v.config_map.as_ref().is_some_and(|c| other(&c.name)) || projected(v)) {
+        return Some(REFRESH);
+    }
+    let slow = |v: &Volume| v.config_map.is_some() || v.projected.is_some() || v.downward_api.is_some();
+    volumes.iter().any(slow).then_some(REFRESH_TOKENS)
 }
 
 /// Makes or refreshes every volume of the pod. The addresses are what downward API files may ask for.
@@ -143,7 +161,10 @@ fn write_one(
         return host_path::prepare(&host.path, host.kind.as_deref().unwrap_or_default());
     }
     let text = |what: &str, error: io::Error| format!("{what} {}: {error}", dir.display());
-    let in_memory = volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() || volume.empty_dir.as_ref().is_some_and(|e| e.medium == "Memory");
+    let in_memory = volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
+        || volume.empty_dir.as_ref().is_some_and(|e| e.medium == "Memory");
     let fresh = !dir.is_dir();
     if fresh {
         fs::create_dir_all(&dir).map_err(|e| text("create", e))?;
@@ -172,97 +193,12 @@ fn memory_size(pod: &Pod, volume: &Volume, node: &NodeFacts) -> Option<i64> {
     [own, of_pod, of_node].into_iter().flatten().filter(|size| *size > 0).min()
 }
 
-/// What the mounts of a container need.
-pub struct MountInputs<'a> {
-    pub env: &'a BTreeMap<String, Value>,
-    pub pod_ips: &'a [String],
-    pub cluster_domain: &'a str,
-    pub attempt: u32,
-}
-
-/// Mounts of a container; writes its `/etc/hosts` and termination log. An error is for CreateContainerConfigError.
-pub fn container_mounts(pod: &Pod, container: &Container, dirs: &PodDirs, inputs: &MountInputs<'_>) -> Result<Vec<cri::Mount>, String> {
-    let mut mounts = Vec::new();
-    for (index, mount) in container.volume_mounts.iter().enumerate() {
-        mounts.push(volume_mount(pod, container, dirs, index, mount, inputs.env)?);
-    }
-    let taken = |path: &str| container.volume_mounts.iter().any(|m| m.mount_path.trim_end_matches('/') == path);
-    if !taken("/etc/hosts") && (pod.spec.host_network || !inputs.pod_ips.is_empty()) {
-        let text = if pod.spec.host_network {
-            hosts::host_network_file(&fs::read_to_string("/etc/hosts").unwrap_or_default(), &pod.spec.host_aliases)
-        } else {
-            hosts::pod_file(inputs.pod_ips, &hosts::names(pod, inputs.cluster_domain), &pod.spec.host_aliases)
-        };
-        let file = dirs.etc_hosts();
-        write_file(&file, text.as_bytes(), 0o644).map_err(|e| format!("write {}: {e}", file.display()))?;
-        mounts.push(plain_mount("/etc/hosts", &file));
-    }
-    let path = if container.termination_message_path.is_empty() { "/dev/termination-log" } else { &container.termination_message_path };
-    let log = termination_log(dirs, &container.name, inputs.attempt);
-    make_dir(log.parent().unwrap_or(&dirs.root), 0o750)
-        .and_then(|()| if log.exists() { Ok(()) } else { write_file(&log, b"", 0o666) })
-        .map_err(|e| format!("write {}: {e}", log.display()))?;
-    mounts.push(plain_mount(path, &log));
-    Ok(mounts)
-}
-
-/// Where an instance leaves its last words: eight hexadecimal digits, here the attempt, so that it is found again.
-pub fn termination_log(dirs: &PodDirs, container: &str, attempt: u32) -> PathBuf {
-    dirs.root.join("containers").join(container).join(format!("{attempt:08x}"))
-}
-
-fn plain_mount(container_path: &str, host: &Path) -> cri::Mount {
-    cri::Mount { container_path: container_path.to_owned(), host_path: host.display().to_string(), ..Default::default() }
-}
-
 fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     if fs::read(path).is_ok_and(|have| have == content) && !content.is_empty() {
         return Ok(());
     }
     fs::write(path, content)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
-}
-
-fn volume_mount(pod: &Pod, container: &Container, dirs: &PodDirs, index: usize, mount: &VolumeMount, env: &BTreeMap<String, Value>) -> Result<cri::Mount, String> {
-    let volume = pod.spec.volumes.iter().find(|v| v.name == mount.name).ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
-    let root = dirs.volume(volume);
-    let sub = sub_path(mount, env)?;
-    let host = match sub.as_deref() {
-        None => root,
-        Some(sub) => {
-            let pin = dirs.root.join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
-            subpath::pin(&root, sub, &pin).map_err(|e| format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {e}", mount.name, container.name))?
-        }
-    };
-    let inherent = volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some();
-    let propagation = match mount.mount_propagation.as_deref() {
-        Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
-        Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
-        _ => cri::MountPropagation::PropagationPrivate,
-    };
-    let container_path = if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
-    Ok(cri::Mount {
-        container_path,
-        host_path: host.display().to_string(),
-        readonly: mount.read_only || inherent,
-        selinux_relabel: volume.host_path.is_none() && pod.spec.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some()),
-        propagation: propagation.into(),
-        ..Default::default()
-    })
-}
-
-fn sub_path(mount: &VolumeMount, env: &BTreeMap<String, Value>) -> Result<Option<String>, String> {
-    if !mount.sub_path.is_empty() {
-        return Ok(Some(mount.sub_path.clone()));
-    }
-    if mount.sub_path_expr.is_empty() {
-        return Ok(None);
-    }
-    let text = env::expand(&mount.sub_path_expr, env);
-    if text.contains("$(") || text.is_empty() || text.contains('`') || text.starts_with('/') {
-        return Err(format!("failed to expand subPathExpr \"{}\" of volumeMount \"{}\"", mount.sub_path_expr, mount.name));
-    }
-    Ok(Some(text))
 }
 
 /// Unmounts everything below the pod's directory and removes its volumes. Never crosses into a mount that stays.

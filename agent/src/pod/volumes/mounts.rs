@@ -78,7 +78,9 @@ pub fn unmount_below(path: &Path) -> io::Result<()> {
             return Ok(());
         }
         for point in below {
-            umount2(point, MntFlags::UMOUNT_NOFOLLOW).or_else(|_| umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)).map_err(io::Error::from)?;
+            umount2(point, MntFlags::UMOUNT_NOFOLLOW)
+                .or_else(|_| umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW))
+                .map_err(io::Error::from)?;
         }
     }
     Err(io::Error::other(format!("{} stays mounted", path.display())))
@@ -90,7 +92,9 @@ mod tests {
 
     #[test]
     fn mount_points_are_read_with_their_escapes() {
-        let mounted = Mounted::parse("36 35 98:0 /mnt1 /a/b\\040c rw - ext4 /dev/x rw\n37 35 0:2 / /a/b\\040c/d rw - tmpfs tmpfs rw\n38 1 0:3 / /ab rw - tmpfs t rw\n");
+        let mounted = Mounted::parse(
+            "36 35 98:0 /mnt1 /a/b\\040c rw - ext4 /dev/x rw\n37 35 0:2 / /a/b\\040c/d rw - tmpfs tmpfs rw\n38 1 0:3 / /ab rw - tmpfs t rw\n",
+        );
         assert!(mounted.contains(Path::new("/a/b c")));
         assert_eq!(mounted.below(Path::new("/a")), [Path::new("/a/b c/d"), Path::new("/a/b c")]);
     }

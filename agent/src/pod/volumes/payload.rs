@@ -23,7 +23,14 @@ pub(crate) type Files = BTreeMap<String, File>;
 const DEFAULT_MODE: u32 = 0o644;
 
 /// Files of a volume; None for kinds that have none of their own.
-pub(super) async fn gather(deps: &Deps, pod: &Pod, volume: &Volume, node: &NodeFacts, host_ips: &[String], pod_ips: &[String]) -> Result<Option<Files>, String> {
+pub(super) async fn gather(
+    deps: &Deps,
+    pod: &Pod,
+    volume: &Volume,
+    node: &NodeFacts,
+    host_ips: &[String],
+    pod_ips: &[String],
+) -> Result<Option<Files>, String> {
     let mut files = Files::new();
     let addresses = Addresses { pod_ips, host_ips };
     if let Some(source) = &volume.config_map {
@@ -66,7 +73,15 @@ async fn config_map(deps: &Deps, pod: &Pod, source: &ConfigMapVolume, mode: u32,
     project(content, &source.items, mode, source.optional == Some(true), files)
 }
 
-async fn secret(deps: &Deps, pod: &Pod, name: &str, items: &[KeyToPath], optional: Option<bool>, mode: u32, files: &mut Files) -> Result<(), String> {
+async fn secret(
+    deps: &Deps,
+    pod: &Pod,
+    name: &str,
+    items: &[KeyToPath],
+    optional: Option<bool>,
+    mode: u32,
+    files: &mut Files,
+) -> Result<(), String> {
     let found = deps.objects.secret(&pod.metadata.namespace, name).await.map_err(|e| e.to_string())?;
     let Some(found) = found else {
         return if optional == Some(true) { Ok(()) } else { Err(format!("secret \"{name}\" not found")) };
@@ -93,12 +108,22 @@ fn project(mut content: BTreeMap<&str, Vec<u8>>, items: &[KeyToPath], mode: u32,
     Ok(())
 }
 
-fn downward(pod: &Pod, source: &DownwardApiVolume, mode: u32, node: &NodeFacts, addresses: Addresses<'_>, files: &mut Files) -> Result<(), String> {
+fn downward(
+    pod: &Pod,
+    source: &DownwardApiVolume,
+    mode: u32,
+    node: &NodeFacts,
+    addresses: Addresses<'_>,
+    files: &mut Files,
+) -> Result<(), String> {
     for item in &source.items {
         let text = if let Some(selector) = &item.field_ref {
             fields::field(pod, selector, addresses)?
         } else if let Some(selector) = &item.resource_field_ref {
-            let container = pod.all_containers().find(|c| c.name == selector.container_name).ok_or_else(|| format!("container {} not found", selector.container_name))?;
+            let container = pod
+                .all_containers()
+                .find(|c| c.name == selector.container_name)
+                .ok_or_else(|| format!("container {} not found", selector.container_name))?;
             fields::resource(container, selector, node)?
         } else {
             continue;
@@ -116,7 +141,11 @@ async fn token(deps: &Deps, pod: &Pod, source: &ServiceAccountTokenProjection, m
         pod_uid: pod.metadata.uid.clone(),
     };
     let account = if pod.spec.service_account_name.is_empty() { "default" } else { &pod.spec.service_account_name };
-    let token = deps.objects.service_account_token(&pod.metadata.namespace, account, &request).await.map_err(|e| format!("failed to fetch token: {e}"))?;
+    let token = deps
+        .objects
+        .service_account_token(&pod.metadata.namespace, account, &request)
+        .await
+        .map_err(|e| format!("failed to fetch token: {e}"))?;
     let owner = common_user(pod).and_then(|uid| u32::try_from(uid).ok());
     let group = pod.spec.security_context.as_ref().and_then(|c| c.fs_group);
     let mode = if owner.is_some() || group.is_some() { 0o600 } else { mode };
@@ -156,6 +185,11 @@ mod tests {
         let user = |spec| common_user(&serde_json::from_value(json!({"spec": spec})).unwrap());
         assert_eq!(user(json!({"containers": [{"name": "a"}]})), None);
         assert_eq!(user(json!({"securityContext": {"runAsUser": 5}, "containers": [{"name": "a"}]})), Some(5));
-        assert_eq!(user(json!({"securityContext": {"runAsUser": 5}, "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 6}}]})), None);
+        assert_eq!(
+            user(
+                json!({"securityContext": {"runAsUser": 5}, "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 6}}]})
+            ),
+            None
+        );
     }
 }

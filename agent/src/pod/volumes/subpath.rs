@@ -43,12 +43,15 @@ fn walk(root: &Path, sub: &str) -> io::Result<OwnedFd> {
         let name = match part {
             Component::Normal(name) => name,
             Component::CurDir => continue,
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(io::Error::other(format!("subPath {sub:?} leads out of the volume"))),
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err(io::Error::other(format!("subPath {sub:?} leads out of the volume")));
+            }
         };
         match fstatat(&at, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => {
                 mkdirat(&at, name, mode).map_err(io::Error::from)?;
-                let made = openat(&at, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).map_err(io::Error::from)?;
+                let made = openat(&at, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+                    .map_err(io::Error::from)?;
                 fchmod(&made, mode).map_err(io::Error::from)?;
             }
             Err(e) => return Err(e.into()),
