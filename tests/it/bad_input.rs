@@ -67,6 +67,16 @@ fn joining_says_what_is_wrong() {
             }
             assert!(!ended.stderr.contains(&token) && !ended.stdout.contains(&token), "{name}: the token is not shown");
         }
+        // A full disk below the data directory.
+        let config = instance(node, "full", "");
+        let data = node.dir.join("full/data").display().to_string();
+        node.sh("mkdir", &["-p", &data]);
+        node.sh("mount", &["-t", "tmpfs", "-o", "size=8k", "none", &data]);
+        let ended = edge_agent(&machine.bin, node, &["join", &url, "--token", &token], &config);
+        assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
+        assert!(ended.stderr.contains(&data) && ended.stderr.contains("No space left on device"), "{ended:?}");
+        node.sh("umount", &[&data]);
+
         let nodes = cluster.kubectl.ok(&["get", "nodes", "-o", "name"]);
         assert_eq!(nodes.trim(), format!("node/{member}"), "nobody joined by accident");
 
@@ -90,7 +100,8 @@ fn configuration_errors_name_the_key() {
         let dir = tempfile::tempdir().expect("directory");
         for (name, line, words) in cases {
             let file = dir.path().join(format!("{name}-config.yaml"));
-            std::fs::write(&file, format!("server: https://127.0.0.1:1\ntoken: secret\ndata-dir: {}\n{line}\n", dir.path().display())).expect("written");
+            std::fs::write(&file, format!("server: https://127.0.0.1:1\ntoken: secret\ndata-dir: {}\n{line}\n", dir.path().display()))
+                .expect("written");
             let mut command = std::process::Command::new(machine.bin.join("edge-agent"));
             command.args(["run", "--config"]).arg(&file);
             let ended = output(command, SOON);
@@ -113,7 +124,11 @@ fn pods_that_cannot_run_say_why() {
             ));
         };
         // A field that would change what runs and is not implemented: refused, not ignored.
-        pod("unsupported", "  volumes: [{name: v, nfs: {server: 10.0.0.1, path: /}}]\n", "      volumeMounts: [{name: v, mountPath: /v}]\n");
+        pod(
+            "unsupported",
+            "  volumes: [{name: v, nfs: {server: 10.0.0.1, path: /}}]\n",
+            "      volumeMounts: [{name: v, mountPath: /v}]\n",
+        );
         let seen = cluster.wait_pod("default", "unsupported", SOON, |pod| pod["status"]["phase"] == "Failed");
         assert_eq!(seen["status"]["reason"], "UnsupportedPodSpec", "{}", seen["status"]);
         assert!(seen["status"]["message"].as_str().is_some_and(|message| message.contains("nfs")), "{}", seen["status"]);
@@ -121,7 +136,8 @@ fn pods_that_cannot_run_say_why() {
         pod("no-map", "", "      envFrom: [{configMapRef: {name: absent}}]\n");
         cluster.wait_pod("default", "no-map", SOON, |pod| {
             let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
-            waiting["reason"] == "CreateContainerConfigError" && waiting["message"].as_str().is_some_and(|m| m.contains("\"absent\" not found"))
+            waiting["reason"] == "CreateContainerConfigError"
+                && waiting["message"].as_str().is_some_and(|m| m.contains("\"absent\" not found"))
         });
         wait_for(SOON, "the event names the missing map", || {
             let events = k.get(&["get", "events", "--field-selector", "involvedObject.name=no-map"])?;

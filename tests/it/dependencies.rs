@@ -18,10 +18,7 @@ fn locked() -> BTreeMap<String, BTreeSet<String>> {
         } else if let Some(version) = value("version") {
             packages.entry(name.clone()).or_default().insert(version.to_owned());
         } else if let Some(source) = value("source") {
-            assert!(
-                source.starts_with("registry+https://github.com/rust-lang/crates.io-index"),
-                "{name} comes from {source}"
-            );
+            assert!(source.starts_with("registry+https://github.com/rust-lang/crates.io-index"), "{name} comes from {source}");
         }
     }
     packages

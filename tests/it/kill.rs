@@ -140,7 +140,9 @@ fn server_killed_at_any_moment() {
                                     break;
                                 }
                                 let name = format!("w{writer}-{round}-{number}");
-                                let map = format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"v":"{name}"}}}}"#);
+                                let map = format!(
+                                    r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"v":"{name}"}}}}"#
+                                );
                                 let mut post = Command::new("curl");
                                 post.args(["-ksS", "--fail", "--max-time", "5", "--cert", cert, "--key", key]);
                                 post.args(["-H", "Content-Type: application/json", "-o", "/dev/null", "-d", &map, url]);
@@ -162,8 +164,13 @@ fn server_killed_at_any_moment() {
             });
             cluster.start_server();
             let maps = k.json(&["configmaps"]).expect("list");
-            let found: BTreeSet<&str> =
-                maps["items"].as_array().into_iter().flatten().filter(|m| m["data"]["v"] == m["metadata"]["name"]).filter_map(|m| m["metadata"]["name"].as_str()).collect();
+            let found: BTreeSet<&str> = maps["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|m| m["data"]["v"] == m["metadata"]["name"])
+                .filter_map(|m| m["metadata"]["name"].as_str())
+                .collect();
             let lost: Vec<&String> = accepted.keys().filter(|name| !found.contains(name.as_str())).collect();
             assert!(lost.is_empty(), "round {round}: accepted and lost: {lost:?}");
             // Both ways of the wire work again: the nodes report, and the server reaches their kubelets.

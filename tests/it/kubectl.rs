@@ -143,7 +143,10 @@ fn get_tables(t: &Tried<'_>) {
 }
 
 fn get_formats(t: &Tried<'_>) {
-    contains(&t.k.ok(&["get", "deployment", "api-service", "-o", "yaml"]), &["apiVersion: apps/v1", "kind: Deployment", "readyReplicas: 3"]);
+    contains(
+        &t.k.ok(&["get", "deployment", "api-service", "-o", "yaml"]),
+        &["apiVersion: apps/v1", "kind: Deployment", "readyReplicas: 3"],
+    );
     let list = t.k.json(&["pods", "-l", "app=api"]).expect("json");
     assert_eq!(list["kind"], "List");
     assert_eq!(list["items"].as_array().map(Vec::len), Some(3));
@@ -156,14 +159,18 @@ fn get_formats(t: &Tried<'_>) {
         assert_eq!((&container["ready"], &container["restartCount"], &container["started"]), (&true.into(), &0.into(), &true.into()));
         assert!(container["containerID"].as_str().is_some_and(|id| id.starts_with("containerd://")));
         assert!(container["state"]["running"]["startedAt"].is_string());
-        let conditions: Vec<&str> = status["conditions"].as_array().expect("conditions").iter().filter_map(|c| c["type"].as_str()).collect();
+        let conditions: Vec<&str> =
+            status["conditions"].as_array().expect("conditions").iter().filter_map(|c| c["type"].as_str()).collect();
         for wanted in ["PodScheduled", "Initialized", "ContainersReady", "Ready"] {
             assert!(conditions.contains(&wanted), "{wanted} not in {conditions:?}");
         }
     }
     let image = t.k.ok(&["get", "deployment", "api-service", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]);
     assert_eq!(image, "nginx:alpine");
-    assert_eq!(t.k.ok(&["get", "pods", "-l", "app=api", "-o", "name"]).lines().filter(|line| line.starts_with("pod/api-service-")).count(), 3);
+    assert_eq!(
+        t.k.ok(&["get", "pods", "-l", "app=api", "-o", "name"]).lines().filter(|line| line.starts_with("pod/api-service-")).count(),
+        3
+    );
     let custom = t.k.ok(&["get", "pods", "-o", "custom-columns=N:.metadata.name,P:.status.phase"]);
     contains(&custom, &["N", "P", "Running"]);
     contains(&t.k.ok(&["get", "pods", "--sort-by=.metadata.name"]), &["api-service-"]);
@@ -181,14 +188,38 @@ fn get_nodes(t: &Tried<'_>) {
 
 fn describe(t: &Tried<'_>) {
     let deployment = t.k.ok(&["describe", "deployment", "api-service"]);
-    contains(&deployment, &["Name:", "Replicas:", "3 desired | 3 updated | 3 total | 3 available", "StrategyType:", "RollingUpdate", "NewReplicaSet:", "ScalingReplicaSet"]);
+    contains(
+        &deployment,
+        &[
+            "Name:",
+            "Replicas:",
+            "3 desired | 3 updated | 3 total | 3 available",
+            "StrategyType:",
+            "RollingUpdate",
+            "NewReplicaSet:",
+            "ScalingReplicaSet",
+        ],
+    );
     let pods = pod_names(&t.k, "app=api").expect("pods");
     let pod = t.k.ok(&["describe", "pod", &pods[0]]);
     contains(&pod, &["Node:", "Status:", "Running", "Controlled By:", "ReplicaSet/api-service-", "Container ID:", "containerd://"]);
     contains(&pod, &["Image:", "nginx:alpine", "Port:", "80/TCP", "Ready:", "True", "QoS Class:", "BestEffort", "Successfully assigned"]);
     contains(&pod, &["Pulled", "Created", "Container started", "kubelet"]);
     let node = t.k.ok(&["describe", "node", &t.cluster.nodes[0].name]);
-    contains(&node, &["Conditions:", "MemoryPressure", "KubeletReady", "Capacity:", "Allocatable:", "System Info:", "PodCIDR:", "Non-terminated Pods:", "Allocated resources:"]);
+    contains(
+        &node,
+        &[
+            "Conditions:",
+            "MemoryPressure",
+            "KubeletReady",
+            "Capacity:",
+            "Allocatable:",
+            "System Info:",
+            "PodCIDR:",
+            "Non-terminated Pods:",
+            "Allocated resources:",
+        ],
+    );
 }
 
 fn label(t: &Tried<'_>) {
@@ -437,7 +468,9 @@ fn config(t: &Tried<'_>) {
 }
 
 fn service(t: &Tried<'_>) {
-    t.k.apply("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: api}\n  ports: [{port: 8080, targetPort: 80}]\n");
+    t.k.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: api}\n  ports: [{port: 8080, targetPort: 80}]\n",
+    );
     let table = t.k.ok(&["get", "svc"]);
     assert_eq!(columns(&table), ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]);
     contains(&table, &["ClusterIP", "8080/TCP", "10.43."]);
@@ -468,7 +501,8 @@ fn errors(t: &Tried<'_>) {
     contains(&none.stderr, &["No resources found"]);
     let again = t.k.run(&["create", "namespace", &t.namespace]);
     contains(&again.stderr, &["AlreadyExists"]);
-    let invalid = DEPLOYMENT.replace("        app: api\n    spec:", "        app: other\n    spec:").replace("name: api-service", "name: broken");
+    let invalid =
+        DEPLOYMENT.replace("        app: api\n    spec:", "        app: other\n    spec:").replace("name: api-service", "name: broken");
     let file = Path::new(&t.cluster.dir).join("invalid.yaml");
     std::fs::write(&file, invalid).expect("manifest is written");
     let refused = t.k.run(&["apply", "-f", &file.display().to_string()]);

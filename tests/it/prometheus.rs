@@ -66,7 +66,8 @@ fn prometheus_scrapes_the_agent() {
         assert_eq!(wait_for(limit, "the kubelet's count", || ask("kubelet_running_containers")), 1.0);
         let renewed = wait_for(limit, "the last renewal", || ask("time()-edge_agent_lease_last_renew_timestamp_seconds"));
         assert!((0.0..60.0).contains(&renewed), "{renewed}");
-        let bound = wait_for(limit, "the limit of all pods", || ask("edge_agent_reservation_bytes%7Bscope%3D%22kubepods%22%2Ckind%3D%22max%22%7D"));
+        let bound =
+            wait_for(limit, "the limit of all pods", || ask("edge_agent_reservation_bytes%7Bscope%3D%22kubepods%22%2Ckind%3D%22max%22%7D"));
         assert!(bound > 1e6, "{bound}");
     });
 }

@@ -71,7 +71,11 @@ fn pods_get_what_is_left_and_no_more() {
         assert_eq!(pod["status"]["qosClass"], "Burstable");
         let group = format!("kubepods/burstable/pod{}", pod["metadata"]["uid"].as_str().unwrap_or_default());
         assert_eq!(number(&control_file(node, &group, &LIMIT).expect("pod limit")), Ok(64 * MIB));
-        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned();
+        let id = pod["status"]["containerStatuses"][0]["containerID"]
+            .as_str()
+            .unwrap_or_default()
+            .trim_start_matches("containerd://")
+            .to_owned();
         assert_eq!(number(&control_file(node, &format!("{group}/{id}"), &LIMIT).expect("container limit")), Ok(64 * MIB));
 
         k.apply(

@@ -52,8 +52,7 @@ async fn get_unlimited(path: PathBuf, path_and_query: &str) -> Result<Bytes, Cli
         Err(source) => return Err(ClientError::NotRunning { path, source }),
     };
     let broken = |error: hyper::Error| ClientError::Protocol { path: path.clone(), source: error.into() };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(socket)).await.map_err(broken)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(socket)).await.map_err(broken)?;
     let driver = tokio::spawn(connection);
     let request = Request::get(path_and_query).header(HOST, "agent").body(Empty::new());
     let request = request.map_err(|error| ClientError::Protocol { path: path.clone(), source: error.into() })?;
@@ -61,11 +60,7 @@ async fn get_unlimited(path: PathBuf, path_and_query: &str) -> Result<Bytes, Cli
     let status = response.status();
     let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
     driver.abort();
-    if status.is_success() {
-        Ok(body)
-    } else {
-        Err(ClientError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned()))
-    }
+    if status.is_success() { Ok(body) } else { Err(ClientError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned())) }
 }
 
 /// `edge-agent status`: writes to `out` once, or every two seconds until interrupted with `watch`.

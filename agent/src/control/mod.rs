@@ -159,11 +159,7 @@ fn answer(source: &dyn Source, request: &Request<Incoming>) -> Response<Body> {
         (&Method::GET, "/why") => {
             let pod = pairs.iter().find(|(key, _)| key == "pod").map_or("", |(_, value)| value.as_str());
             let found = source.why(pod);
-            if found.is_empty() {
-                serve::text(StatusCode::NOT_FOUND, format!("no pod {pod} on this node\n"))
-            } else {
-                serve::json(&found)
-            }
+            if found.is_empty() { serve::text(StatusCode::NOT_FOUND, format!("no pod {pod} on this node\n")) } else { serve::json(&found) }
         }
         (_, "/status" | "/why") => serve::text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed\n"),
         _ => serve::text(StatusCode::NOT_FOUND, "404: Page Not Found\n"),
@@ -184,7 +180,13 @@ mod tests {
                 ready: Some(true),
                 lease_age_seconds: Some(3),
                 links: vec![Link { server: "10.0.0.1:6443".into(), state: "connected".into() }],
-                pods: vec![PodLine { namespace: "default".into(), name: "web".into(), phase: "Running".into(), ready: true, ..PodLine::default() }],
+                pods: vec![PodLine {
+                    namespace: "default".into(),
+                    name: "web".into(),
+                    phase: "Running".into(),
+                    ready: true,
+                    ..PodLine::default()
+                }],
                 ..Status::default()
             }
         }

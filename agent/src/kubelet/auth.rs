@@ -102,12 +102,7 @@ impl Authority {
     }
 
     /// Client certificate first, else bearer token.
-    pub async fn authenticate(
-        &self,
-        ca: &ClientCa,
-        chain: &[CertificateDer<'_>],
-        headers: &HeaderMap,
-    ) -> Result<Caller, Refusal> {
+    pub async fn authenticate(&self, ca: &ClientCa, chain: &[CertificateDer<'_>], headers: &HeaderMap) -> Result<Caller, Refusal> {
         if let Some(subject) = ca.subject(chain, SystemTime::now()) {
             return Ok(Caller { user: subject.user, groups: subject.groups, ..Caller::default() });
         }
@@ -129,11 +124,7 @@ impl Authority {
         if let Some(caller) = lock(&self.tokens).get(&key, Instant::now()) {
             return Ok(caller);
         }
-        let review = Review {
-            api_version: "authentication.k8s.io/v1",
-            kind: "TokenReview",
-            spec: TokenSpec { token },
-        };
+        let review = Review { api_version: "authentication.k8s.io/v1", kind: "TokenReview", spec: TokenSpec { token } };
         let answer = self.api.post::<Answer<TokenStatus>>("/apis/authentication.k8s.io/v1/tokenreviews", &review).await;
         let status = match answer {
             Ok(answer) => answer.status,
@@ -197,12 +188,7 @@ impl Authority {
 }
 
 fn words(caller: &Caller, attributes: &Attributes) -> String {
-    format!(
-        "user={}, verb={}, resource=nodes, subresource(s)=[{}]",
-        caller.user,
-        attributes.verb,
-        attributes.subresources.join(" ")
-    )
+    format!("user={}, verb={}, resource=nodes, subresource(s)=[{}]", caller.user, attributes.verb, attributes.subresources.join(" "))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -35,15 +35,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self {
-            follow: false,
-            previous: false,
-            timestamps: false,
-            since: None,
-            tail: None,
-            limit: None,
-            streams: Streams::All,
-        }
+        Self { follow: false, previous: false, timestamps: false, since: None, tail: None, limit: None, streams: Streams::All }
     }
 }
 
@@ -95,9 +87,7 @@ impl LogOptions {
         options.since = match (since_seconds, since_time) {
             (Some(_), Some(_)) => return Err(Invalid::Invalid),
             (Some(seconds), None) if seconds < 1 => return Err(Invalid::Invalid),
-            (Some(seconds), None) => {
-                Some(now.checked_sub(time::Duration::seconds(seconds)).unwrap_or(OffsetDateTime::UNIX_EPOCH))
-            }
+            (Some(seconds), None) => Some(now.checked_sub(time::Duration::seconds(seconds)).unwrap_or(OffsetDateTime::UNIX_EPOCH)),
             (None, time) => time,
         };
         Ok(options)
@@ -153,13 +143,7 @@ pub(crate) struct Formatter {
 
 impl Formatter {
     pub(crate) fn new(options: &LogOptions) -> Self {
-        Self {
-            timestamps: options.timestamps,
-            since: options.since,
-            streams: options.streams,
-            left: options.limit,
-            at_line_start: true,
-        }
+        Self { timestamps: options.timestamps, since: options.since, streams: options.streams, left: options.limit, at_line_start: true }
     }
 
     /// Adds what `line` (without its newline) gives to `out`. Lines that are not CRI are passed over.

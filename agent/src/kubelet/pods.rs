@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use futures_util::TryStreamExt;
 use runtime::{ContainerId, SandboxId};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -49,8 +49,7 @@ fn waiting_words(container: &str, pod: &str, reason: &str) -> String {
 impl Inner {
     /// `/pods`: what the agent was assigned, with the status it computed last.
     pub(super) fn pods(&self) -> Response<Body> {
-        let items: Vec<Value> =
-            self.view.list().iter().map(|seen| serde_json::to_value(&*seen.pod).unwrap_or_default()).collect();
+        let items: Vec<Value> = self.view.list().iter().map(|seen| serde_json::to_value(&*seen.pod).unwrap_or_default()).collect();
         serve::json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
     }
 
@@ -70,8 +69,7 @@ impl Inner {
                     .map(|container| json!({"name": container.name, "image": container.image_ref, "resources": {}}))
                     .collect();
                 let metadata = json!({"name": pod.name, "namespace": pod.namespace, "uid": pod.uid.as_str()});
-                (!containers.is_empty())
-                    .then(|| json!({"metadata": metadata, "spec": {"containers": containers}, "status": {}}))
+                (!containers.is_empty()).then(|| json!({"metadata": metadata, "spec": {"containers": containers}, "status": {}}))
             })
             .collect();
         serve::json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
@@ -252,17 +250,19 @@ impl Inner {
 
     /// `/metrics/resource`.
     pub(super) async fn resource_metrics(&self) -> Response<Body> {
-        either(self.usage().await.map(|usage| {
-            serve::answer(StatusCode::OK, Format::Classic.content_type(), stats::resource_metrics(&usage))
-        }))
+        either(
+            self.usage().await.map(|usage| serve::answer(StatusCode::OK, Format::Classic.content_type(), stats::resource_metrics(&usage))),
+        )
     }
 
     /// `/stats/summary`.
     pub(super) async fn summary(&self, query: Option<&str>) -> Response<Body> {
         let only = query_pairs(query).iter().any(|(key, value)| key == "only_cpu_and_memory" && value == "true");
-        either(self.usage().await.map(|usage| {
-            serve::json(&stats::summary(&usage, &self.config.node_name, &self.config.root_dir, &self.rates, only))
-        }))
+        either(
+            self.usage()
+                .await
+                .map(|usage| serve::json(&stats::summary(&usage, &self.config.node_name, &self.config.root_dir, &self.rates, only))),
+        )
     }
 
     /// `/configz`: the part of a KubeletConfiguration that has a meaning here.

@@ -22,12 +22,26 @@ pub enum Route {
     MetricsProbes,
     StatsSummary,
     Configz,
-    ContainerLogs { pod: PodPath, container: String },
-    Exec { pod: PodPath, container: String },
-    Attach { pod: PodPath, container: String },
-    PortForward { pod: PodPath },
+    ContainerLogs {
+        pod: PodPath,
+        container: String,
+    },
+    Exec {
+        pod: PodPath,
+        container: String,
+    },
+    Attach {
+        pod: PodPath,
+        container: String,
+    },
+    PortForward {
+        pod: PodPath,
+    },
     /// `/run`: a command, its output as plain body.
-    Run { pod: PodPath, container: String },
+    Run {
+        pod: PodPath,
+        container: String,
+    },
 }
 
 /// Why there is no route.
@@ -68,9 +82,7 @@ pub fn route(method: &Method, path: &str) -> Result<Route, Miss> {
                 _ => (Route::Run { pod, container }, &[Method::POST]),
             }
         }
-        ["portForward", namespace, name] => {
-            (Route::PortForward { pod: pod(namespace, name, None) }, &[Method::GET, Method::POST])
-        }
+        ["portForward", namespace, name] => (Route::PortForward { pod: pod(namespace, name, None) }, &[Method::GET, Method::POST]),
         ["portForward", namespace, name, uid] => {
             (Route::PortForward { pod: pod(namespace, name, Some(uid)) }, &[Method::GET, Method::POST])
         }

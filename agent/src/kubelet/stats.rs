@@ -97,9 +97,8 @@ pub(crate) fn resource_metrics(usage: &Usage) -> String {
     let at = usage.at;
     let whole = |pod: &&PodUse| pod.unread == 0;
     let containers = || usage.pods.iter().filter(whole).flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
-    let label = |pod: &PodUse, c: &ContainerUse| {
-        format!("{{container=\"{}\",namespace=\"{}\",pod=\"{}\"}}", c.name, pod.namespace, pod.name)
-    };
+    let label =
+        |pod: &PodUse, c: &ContainerUse| format!("{{container=\"{}\",namespace=\"{}\",pod=\"{}\"}}", c.name, pod.namespace, pod.name);
     let pod_label = |pod: &PodUse| format!("{{namespace=\"{}\",pod=\"{}\"}}", pod.namespace, pod.name);
     let cpu = |stats: &Stats| stats.cpu.map(|cpu| cpu.usage_ns as f64 / 1e9);
     let memory = |stats: &Stats| stats.memory.map(|memory| memory.working_set as f64);
@@ -362,7 +361,8 @@ mod tests {
     use cgroup::stat::{Cpu, Memory, Pressures};
 
     fn stats(cpu_ns: u64, working_set: u64) -> Stats {
-        let memory = Memory { usage: working_set + 10, working_set, rss: 5, page_faults: 1, major_page_faults: 0, limit: Limit::At(1 << 20) };
+        let memory =
+            Memory { usage: working_set + 10, working_set, rss: 5, page_faults: 1, major_page_faults: 0, limit: Limit::At(1 << 20) };
         Stats {
             memory: Some(memory),
             cpu: Some(Cpu { usage_ns: cpu_ns, throttled_ns: None }),
@@ -373,8 +373,12 @@ mod tests {
     }
 
     fn usage(at: u128, cpu_ns: u64) -> Usage {
-        let container =
-            ContainerUse { name: "c".into(), id: "abc".into(), started: Some("2026-11-23T02:51:47.5Z".into()), stats: stats(cpu_ns, 1_687_552) };
+        let container = ContainerUse {
+            name: "c".into(),
+            id: "abc".into(),
+            started: Some("2026-11-23T02:51:47.5Z".into()),
+            stats: stats(cpu_ns, 1_687_552),
+        };
         let pod = PodUse {
             namespace: "rec".into(),
             name: "plain".into(),
@@ -384,7 +388,13 @@ mod tests {
             containers: vec![container],
             unread: 0,
         };
-        Usage { at, node: Some(stats(3_074_599_645_541, 974_675_968)), kubepods: Some(stats(cpu_ns, 7)), pods: vec![pod], incomplete: false }
+        Usage {
+            at,
+            node: Some(stats(3_074_599_645_541, 974_675_968)),
+            kubepods: Some(stats(cpu_ns, 7)),
+            pods: vec![pod],
+            incomplete: false,
+        }
     }
 
     #[test]

@@ -47,9 +47,8 @@ impl Wanted {
 
 /// True when the request asks to leave HTTP.
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
-    let listed = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade")))
-    };
+    let listed =
+        |value: &HeaderValue| value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case("upgrade")));
     headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(listed)
 }
 
@@ -167,7 +166,12 @@ enum Broken {
     Sink,
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, to: &mut (impl AsyncWrite + Unpin), began: Instant, moved: &AtomicU64) -> Result<(), Broken> {
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    to: &mut (impl AsyncWrite + Unpin),
+    began: Instant,
+    moved: &AtomicU64,
+) -> Result<(), Broken> {
     let mut buffer = [0; BUFFER];
     loop {
         let count = from.read(&mut buffer).await.map_err(|_| Broken::Source)?;
@@ -210,8 +214,7 @@ mod tests {
         let (client, near_client) = duplex(64);
         let (runtime, near_runtime) = duplex(64);
         let spliced = tokio::spawn(splice(near_client, near_runtime, Duration::from_secs(60)));
-        let ((mut client_in, mut client_out), (mut runtime_in, mut runtime_out)) =
-            (tokio::io::split(client), tokio::io::split(runtime));
+        let ((mut client_in, mut client_out), (mut runtime_in, mut runtime_out)) = (tokio::io::split(client), tokio::io::split(runtime));
         client_out.write_all(b"input").await.expect("write");
         client_out.shutdown().await.expect("shutdown");
         let mut input = Vec::new();

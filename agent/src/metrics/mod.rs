@@ -95,11 +95,7 @@ impl Metrics {
     /// Registers everything, with the node's pressure and this process' own numbers.
     pub fn new(version: &str) -> Self {
         let mut registry = Registry::default();
-        registry.register(
-            "edge_agent_build",
-            "Version of the running agent, constant 1",
-            Info::new([("version", version.to_owned())]),
-        );
+        registry.register("edge_agent_build", "Version of the running agent, constant 1", Info::new([("version", version.to_owned())]));
         registry.register_collector(Box::new(node::Pressure));
         registry.register_collector(Box::new(node::Process::default()));
         let metrics = Self {
@@ -139,17 +135,9 @@ impl Metrics {
         );
         r.register("edge_agent_tunnel_links", "Tunnel links to servers by state", self.tunnel_links.clone());
         r.register("edge_agent_tunnel_connects", "Tunnel links established", self.tunnel_reconnects.clone());
-        r.register(
-            "edge_agent_pod_start_seconds",
-            "Time from first seeing a pod to sending its Running status",
-            self.pod_start.clone(),
-        );
+        r.register("edge_agent_pod_start_seconds", "Time from first seeing a pod to sending its Running status", self.pod_start.clone());
         r.register("edge_agent_status_writes", "Pod status updates sent, by result", self.status_writes.clone());
-        r.register(
-            "edge_agent_reservation_bytes",
-            "Memory values applied to a cgroup scope",
-            self.reservation.clone(),
-        );
+        r.register("edge_agent_reservation_bytes", "Memory values applied to a cgroup scope", self.reservation.clone());
         r.register("edge_agent_capacity", "Resources of the machine", self.capacity.clone());
         r.register("edge_agent_allocatable", "Resources that pods may ask for", self.allocatable.clone());
         r.register(

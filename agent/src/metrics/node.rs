@@ -122,8 +122,7 @@ impl Collector for CgroupScopes {
         let mut cpu = encoder.encode_descriptor("edge_agent_cgroup_cpu_seconds", help, None, MetricType::Counter)?;
         for (scope, stats) in &read {
             if let Some(use_of) = &stats.cpu {
-                cpu.encode_family(&[("scope", *scope)])?
-                    .encode_counter::<NoLabelSet, _, u64>(&(use_of.usage_ns as f64 / 1e9), None)?;
+                cpu.encode_family(&[("scope", *scope)])?.encode_counter::<NoLabelSet, _, u64>(&(use_of.usage_ns as f64 / 1e9), None)?;
             }
         }
         let help = "Tasks in a cgroup scope";

@@ -283,9 +283,7 @@ impl Cluster {
         command.arg("mkdir -p \"$1/cni\" && mount -t tmpfs none /run/netns && mount --bind \"$1/cni\" /var/lib/cni && touch \"$1/up\" && exec sleep infinity");
         command.arg("sh").arg(&dir);
         let holder = Process::start(command, &self.dir.join(format!("{name}-namespaces.log")));
-        wait_for(Duration::from_secs(10), "namespaces of the node", || {
-            if dir.join("up").exists() { Ok(()) } else { Err(holder.tail()) }
-        });
+        wait_for(Duration::from_secs(10), "namespaces of the node", || if dir.join("up").exists() { Ok(()) } else { Err(holder.tail()) });
         let config = self.dir.join(format!("{name}.yaml"));
         let (d, r) = (dir.display(), run_dir.display());
         let text = format!(
