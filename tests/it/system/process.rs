@@ -32,7 +32,7 @@ impl Process {
 
     pub(crate) fn signal(&self, signal: Signal) {
         // Gone already is as good.
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+        let _ = kill(as_pid(self.child.id()), signal);
     }
 
     /// SIGKILL, and waits for the end.
@@ -56,6 +56,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn as_pid(id: u32) -> Pid {
+    Pid::from_raw(i32::try_from(id).expect("the kernel's pids fit"))
 }
 
 /// The last `lines` lines of a file.
@@ -92,7 +96,7 @@ pub(crate) fn output(mut command: Command, limit: Duration) -> Output {
         let _ = source.read_to_end(&mut data);
         String::from_utf8_lossy(&data).into_owned()
     };
-    let group = Pid::from_raw(-child.id().cast_signed());
+    let group = Pid::from_raw(-as_pid(child.id()).as_raw());
     let began = Instant::now();
     std::thread::scope(|scope| {
         let stdout = scope.spawn(move || read(&mut out));
@@ -128,12 +132,12 @@ pub(crate) fn sh(program: &str, args: &[&str]) -> String {
 /// Pids whose command line names something below `dir`.
 pub(crate) fn naming(dir: &Path) -> Vec<i32> {
     let needle = format!("{}/", dir.display());
-    let own = std::process::id();
+    let own = as_pid(std::process::id()).as_raw();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| pid.cast_unsigned() != own)
+        .filter(|pid| *pid != own)
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&line).contains(&needle)
