@@ -104,6 +104,12 @@ impl Worker {
         if let Err(error) = started {
             self.stale = true;
             let message = error.runtime_message().map_or_else(|| error.to_string(), str::to_owned);
+            if message.contains("already in starting state") {
+                // A former agent's call is still at it: how that ends shows in a moment.
+                let retry_at = time::now() + SECOND / 4;
+                self.history.failed(name, Failure { reason: reasons::CONTAINER_CREATING, message: String::new(), retry_at });
+                return Err(());
+            }
             // The instance ended with its failed start: its back-off counts. One that did not is tried again.
             let retry_at = if error.is_unavailable() { time::now() + SECOND } else { time::now() };
             self.fail(name, reasons::RUN_CONTAINER_ERROR, message, retry_at);
