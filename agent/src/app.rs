@@ -186,22 +186,22 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     };
 
     // Everything runs. Pods wait for the preloaded images, nobody else does.
-    tokio::spawn(node);
-    tokio::spawn(network);
-    tokio::spawn(follow_uid(node_object, node_uid));
-    tokio::spawn(qos::run(Arc::clone(&machine.pod_tree), (&machine.reservation).into(), assignments.subscribe()));
-    tokio::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics), vec![client.clone(), controller.clone()]));
-    tokio::spawn(events.run(client.clone()));
-    tokio::spawn(objects.clone().run());
-    tokio::spawn(status.run(client.clone(), assignments.subscribe(), Arc::clone(&metrics)));
-    tokio::spawn(ledger::run(ledger_path, config.node_name.clone(), assignments.subscribe(), objects));
-    tokio::spawn(assignments::run(client, config.node_name.clone(), assignments.clone()));
-    tokio::spawn(kubelet.run(stop.clone()));
-    tokio::spawn(control::serve(control_socket, Arc::new(live), stop.clone()));
+    crate::task::spawn(node);
+    crate::task::spawn(network);
+    crate::task::spawn(follow_uid(node_object, node_uid));
+    crate::task::spawn(qos::run(Arc::clone(&machine.pod_tree), (&machine.reservation).into(), assignments.subscribe()));
+    crate::task::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics), vec![client.clone(), controller.clone()]));
+    crate::task::spawn(events.run(client.clone()));
+    crate::task::spawn(objects.clone().run());
+    crate::task::spawn(status.run(client.clone(), assignments.subscribe(), Arc::clone(&metrics)));
+    crate::task::spawn(ledger::run(ledger_path, config.node_name.clone(), assignments.subscribe(), objects));
+    crate::task::spawn(assignments::run(client, config.node_name.clone(), assignments.clone()));
+    crate::task::spawn(kubelet.run(stop.clone()));
+    crate::task::spawn(control::serve(control_socket, Arc::new(live), stop.clone()));
     if let Some(listener) = metrics_listener {
-        tokio::spawn(metrics::serve(listener, metrics, stop.clone()));
+        crate::task::spawn(metrics::serve(listener, metrics, stop.clone()));
     }
-    tokio::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
+    crate::task::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
     let imported = config.data_dir.join("agent/imported-images");
     let working = async {
         images_preload::run(&runtime.client, &config.image_dirs, &imported).await;

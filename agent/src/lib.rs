@@ -36,5 +36,6 @@ pub mod preflight;
 pub mod qos;
 pub mod shutdown;
 pub mod status_writer;
+pub mod task;
 pub mod telemetry;
 pub mod vxlan_ends;

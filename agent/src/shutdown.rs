@@ -9,7 +9,7 @@ pub fn on_signal() -> anyhow::Result<watch::Receiver<bool>> {
     let (set, stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    tokio::spawn(async move {
+    crate::task::spawn(async move {
         for second in [false, true] {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",

@@ -44,7 +44,8 @@ pub fn open_all(config: &Config, node_ips: &[IpAddr]) -> Vec<End> {
 fn open_new(config: &Config, local: IpAddr) -> anyhow::Result<End> {
     let underlay = match &config.flannel_iface {
         Some(name) => network::interface(name)?.with_context(|| format!("flannel-iface {name} is not there"))?,
-        None => network::interface_with(local)?.with_context(|| format!("no interface has the address {local}; set node-ip or flannel-iface"))?,
+        None => network::interface_with(local)?
+            .with_context(|| format!("no interface has the address {local}; set node-ip or flannel-iface"))?,
     };
     // Other nodes remember the MAC: it should be the same after a reboot.
     let saved = mac_file(config, local);

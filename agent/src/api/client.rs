@@ -307,7 +307,7 @@ impl Client {
             .keep_alive_interval(self.inner.settings.keep_alive)
             .keep_alive_timeout(Duration::from_secs(10));
         let (sender, driver) = builder.handshake(TokioIo::new(dialled)).await.map_err(|error| transport(chain(&error)))?;
-        let driver = tokio::spawn(async move {
+        let driver = crate::task::spawn(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(error = %chain(&error), "api connection ended");
             }

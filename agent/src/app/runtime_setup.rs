@@ -71,7 +71,7 @@ pub(super) async fn start(config: &Config, machine: &Prepared) -> anyhow::Result
     options.registry_config = registries::write(config.registries_file.as_deref(), config.data_dir.join("agent/etc/containerd/certs.d"))?;
     let managed = Managed::start(&options).await.context("starting a containerd of our own")?;
     let client = managed.client();
-    Ok(Runtime { client, keeper: Some(Keeper(tokio::spawn(managed.keep(options)))) })
+    Ok(Runtime { client, keeper: Some(Keeper(crate::task::spawn(managed.keep(options)))) })
 }
 
 /// How our own containerd is made; `leave` stops it with the same.

@@ -53,7 +53,7 @@ async fn get_unlimited(path: PathBuf, path_and_query: &str) -> Result<Bytes, Cli
     };
     let broken = |error: hyper::Error| ClientError::Protocol { path: path.clone(), source: error.into() };
     let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(socket)).await.map_err(broken)?;
-    let driver = tokio::spawn(connection);
+    let driver = crate::task::spawn(connection);
     let request = Request::get(path_and_query).header(HOST, "agent").body(Empty::new());
     let request = request.map_err(|error| ClientError::Protocol { path: path.clone(), source: error.into() })?;
     let response = sender.send_request(request).await.map_err(broken)?;

@@ -142,7 +142,7 @@ pub async fn serve(listener: UnixListener, source: Arc<dyn Source>, mut stop: wa
             Ok((socket, _)) => {
                 let source = Arc::clone(&source);
                 let handler = move |request: Request<Incoming>| std::future::ready(answer(&*source, &request));
-                tokio::spawn(serve::connection(socket, handler, stop.clone()));
+                crate::task::spawn(serve::connection(socket, handler, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "control socket closed");
@@ -206,7 +206,7 @@ mod tests {
         let listener = bind(dir.path()).expect("binds");
         let mode = std::fs::metadata(socket_path(dir.path())).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let server = tokio::spawn(serve(listener, Arc::new(Fixed), stopped));
+        let server = crate::task::spawn(serve(listener, Arc::new(Fixed), stopped));
 
         let mut out = Vec::new();
         client_status(dir.path(), true, false, &mut out).await.expect("answers");

@@ -145,7 +145,7 @@ async fn accept(listener: TcpListener, inner: Arc<Inner>, mut stop: watch::Recei
                     continue;
                 };
                 let (inner, stop) = (Arc::clone(&inner), stop.clone());
-                tokio::spawn(async move {
+                crate::task::spawn(async move {
                     if let Err(error) = serve_tls(socket, inner, stop).await {
                         tracing::debug!(%peer, %error, "kubelet connection not established");
                     }

@@ -109,7 +109,7 @@ where
             Ok((socket, _)) => match Arc::clone(&slots).try_acquire_owned() {
                 Ok(slot) => {
                     let (handler, stop) = (handler.clone(), stop.clone());
-                    tokio::spawn(async move {
+                    crate::task::spawn(async move {
                         connection(socket, handler, stop).await;
                         drop(slot);
                     });

@@ -72,7 +72,7 @@ async fn open(mut request: Request<Incoming>, url: &str, idle: Duration) -> io::
     socket.set_nodelay(true)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(socket)).await.map_err(io::Error::other)?;
-    tokio::spawn(async move {
+    crate::task::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "runtime's stream ended");
         }
@@ -96,7 +96,7 @@ async fn open(mut request: Request<Incoming>, url: &str, idle: Duration) -> io::
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
     response.headers_mut().remove(CONTENT_LENGTH);
-    tokio::spawn(async move {
+    crate::task::spawn(async move {
         let upgrades = tokio::try_join!(hyper::upgrade::on(&mut request), hyper::upgrade::on(&mut answer));
         match upgrades {
             Ok((client, runtime)) => {
@@ -213,7 +213,7 @@ mod tests {
     async fn a_closed_half_leaves_the_other_open_until_the_runtime_ends() {
         let (client, near_client) = duplex(64);
         let (runtime, near_runtime) = duplex(64);
-        let spliced = tokio::spawn(splice(near_client, near_runtime, Duration::from_secs(60)));
+        let spliced = crate::task::spawn(splice(near_client, near_runtime, Duration::from_secs(60)));
         let ((mut client_in, mut client_out), (mut runtime_in, mut runtime_out)) = (tokio::io::split(client), tokio::io::split(runtime));
         client_out.write_all(b"input").await.expect("write");
         client_out.shutdown().await.expect("shutdown");

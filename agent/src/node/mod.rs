@@ -120,7 +120,7 @@ impl Loop {
 
     async fn register_and_publish(&mut self) {
         let node = self.register().await;
-        tokio::spawn(ensure_csi_node(self.deps.client.clone(), node.metadata.name.clone(), node.metadata.uid.clone()));
+        crate::task::spawn(ensure_csi_node(self.deps.client.clone(), node.metadata.name.clone(), node.metadata.uid.clone()));
         self.publish(node);
     }
 

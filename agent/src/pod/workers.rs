@@ -66,7 +66,7 @@ impl Workers {
             _ = stop.wait_for(|stop| *stop) => return,
         };
         let mut first = true;
-        let _rotation = AbortOnDrop(tokio::spawn(log_rotation::run(self.shared.deps.clone(), self.view())).abort_handle());
+        let _rotation = AbortOnDrop(crate::task::spawn(log_rotation::run(self.shared.deps.clone(), self.view())).abort_handle());
         loop {
             let (pods, complete) = {
                 let now = assignments.borrow_and_update();

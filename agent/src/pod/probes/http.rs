@@ -112,7 +112,7 @@ pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> 
 async fn exchange(request: &Get, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<(Answer, Option<String>), String> {
     let text = |e: hyper::Error| e.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
-    let connection = tokio::spawn(connection);
+    let connection = crate::task::spawn(connection);
     let answer = async {
         let mut message = hyper::Request::get(&request.path).body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
         let headers = message.headers_mut();
@@ -203,7 +203,7 @@ mod tests {
     async fn server(answers: Vec<String>) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
+        crate::task::spawn(async move {
             for answer in answers {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = [0; 2048];

@@ -99,7 +99,7 @@ impl Prober {
                 health: self.health.clone(),
                 changed: self.changed.clone(),
             };
-            let task = tokio::spawn(one.run(started_at)).abort_handle();
+            let task = crate::task::spawn(one.run(started_at)).abort_handle();
             self.tasks.insert(key, task);
         }
         let running: Vec<&ContainerId> = seen.containers.iter().map(|c| &c.id).collect();
