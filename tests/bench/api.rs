@@ -61,7 +61,7 @@ pub(crate) fn sleeper(name: &str, node: &str) -> Value {
         "spec": {
             "nodeName": node,
             "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": "busybox:1.36", "command": ["sleep", "1000000"]}],
+            "containers": [{"name": "c", "image": "busybox:1.36", "command": ["sh", "-c", "trap exit TERM; sleep 1000000 & wait"]}],
         },
     })
 }
@@ -114,7 +114,11 @@ pub(crate) async fn merge(client: &Client, path: &str, body: &Value) {
 }
 
 pub(crate) async fn delete_now(client: &Client, path: &str) {
-    client.delete(path, &json!({"gracePeriodSeconds": 0})).await.or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) }).expect("object is deleted");
+    client
+        .delete(path, &json!({"gracePeriodSeconds": 0}))
+        .await
+        .or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })
+        .expect("object is deleted");
 }
 
 /// The agent of a node: the process that was given its configuration.

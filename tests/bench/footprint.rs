@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::Choice;
 use crate::api::{Admin, PODS, Pods, agent_pid, asynchronous, create, sleeper};
 use crate::report::{line, note};
 use crate::system::Machine;
 use crate::system::cluster::{Cluster, Options};
-use crate::Choice;
 
 /// Between the last start and the first look.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -37,12 +37,16 @@ pub(crate) fn run(machine: &Machine, choice: &Choice) {
         let percent = |spent: u64| spent as f64 / began.elapsed().as_secs_f64();
         let limit = (count == 0).then_some(LIMIT_MB);
         line(&format!("edge-agent PSS, {count} pods"), memory(agent, "Pss:"), "MB", limit);
+        line(&format!("edge-agent RSS, {count} pods"), memory(agent, "Rss:"), "MB", None);
         line(&format!("edge-agent PSS anonymous, {count} pods"), memory(agent, "Pss_Anon:"), "MB", None);
         line(&format!("edge-agent processor, {count} pods"), percent(after.0 - before.0), "% core", None);
         line(&format!("containerd PSS, {count} pods"), containerd.iter().map(|pid| memory(*pid, "Pss:")).sum(), "MB", None);
         line(&format!("containerd processor, {count} pods"), percent(after.1 - before.1), "% core", None);
     }
-    note(&format!("watched {} s each; processor time is counted in ticks of 10 ms", choice.window.as_secs()));
+    note(&format!(
+        "watched {} s each; processor time is counted in ticks of 10 ms; PSS shares pages with other agents that run",
+        choice.window.as_secs()
+    ));
 }
 
 /// Processor time of a process in ticks of 10 ms: a hundred a second are one core.

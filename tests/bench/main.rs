@@ -34,8 +34,14 @@ struct Choice {
 
 type Bench = fn(&Machine, &Choice);
 
-const ALL: [(&str, Bench); 6] =
-    [("size", size::run), ("start", start::run), ("ready", ready::run), ("wire", wire::run), ("footprint", footprint::run), ("server", server::run)];
+const ALL: [(&str, Bench); 6] = [
+    ("size", size::run),
+    ("start", start::run),
+    ("ready", ready::run),
+    ("wire", wire::run),
+    ("footprint", footprint::run),
+    ("server", server::run),
+];
 
 fn main() {
     let choice = match parse(std::env::args().skip(1)) {
@@ -45,7 +51,8 @@ fn main() {
             std::process::exit(2);
         }
     };
-    let chosen: Vec<_> = ALL.iter().filter(|(name, _)| choice.names.is_empty() || choice.names.iter().any(|wanted| wanted == name)).collect();
+    let chosen: Vec<_> =
+        ALL.iter().filter(|(name, _)| choice.names.is_empty() || choice.names.iter().any(|wanted| wanted == name)).collect();
     for (name, bench) in chosen {
         system::run(name, |machine| bench(machine, &choice));
     }
@@ -56,7 +63,8 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Choice, String> {
     // Cargo adds --bench by itself.
     let mut args = args.filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|text| text.parse::<usize>().ok()).filter(|n| *n > 0).ok_or(format!("{arg} needs a number above 0"));
+        let mut number =
+            || args.next().and_then(|text| text.parse::<usize>().ok()).filter(|n| *n > 0).ok_or(format!("{arg} needs a number above 0"));
         match arg.as_str() {
             "--pairs" => choice.pairs = number()?,
             "--rounds" => choice.rounds = number()?,

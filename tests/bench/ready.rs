@@ -1,5 +1,6 @@
 //! From the start of the agent's process to a Ready that is true, as a watcher of the API sees it; containerd runs.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent::api::node::Node as NodeObject;
@@ -7,11 +8,11 @@ use agent::api::watch::Change;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::Choice;
 use crate::api::{Admin, asynchronous};
 use crate::report::{line, p50, quantile};
 use crate::system::Machine;
 use crate::system::cluster::{Cluster, Node, Options};
-use crate::Choice;
 
 const TIMES: usize = 5;
 const LIMIT_SECONDS: f64 = 1.0;
@@ -37,12 +38,18 @@ pub(crate) fn run(machine: &Machine, _: &Choice) {
 fn forget(cluster: &Cluster) {
     let node = &cluster.nodes[0];
     cluster.kubectl.ok(&["delete", "node", &node.name]);
-    for entry in std::fs::read_dir(node.dir.join("agent")).expect("the agent's directory").flatten() {
-        if entry.file_name() == "imported-images" {
-            continue;
-        }
+    empty(&node.dir.join("agent"));
+}
+
+/// Files only: containerd watches one of these directories.
+fn empty(dir: &Path) {
+    for entry in std::fs::read_dir(dir).expect("the agent's directory").flatten() {
         let path = entry.path();
-        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.expect("removed");
+        if path.is_dir() {
+            empty(&path);
+        } else if entry.file_name() != "imported-images" {
+            std::fs::remove_file(path).expect("removed");
+        }
     }
 }
 

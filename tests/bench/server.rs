@@ -7,11 +7,11 @@ use agent::api::watch::Change;
 use futures_util::future::join_all;
 use serde_json::json;
 
+use crate::Choice;
 use crate::api::{Admin, PODS, Pods, asynchronous, create, merge, sleeper};
 use crate::report::{line, millis, p50, p99};
 use crate::system::Machine;
 use crate::system::cluster::{Cluster, Options};
-use crate::Choice;
 
 const PODS_EACH: usize = 50;
 const CONNECTIONS: usize = 8;

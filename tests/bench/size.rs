@@ -1,8 +1,8 @@
 //! Sizes of the release binaries.
 
+use crate::Choice;
 use crate::report::line;
 use crate::system::Machine;
-use crate::Choice;
 
 pub(crate) fn run(machine: &Machine, _: &Choice) {
     for (name, limit) in [("edge-agent", Some(6.0)), ("edge-server", None)] {

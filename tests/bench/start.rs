@@ -20,11 +20,11 @@ use runtime::cri;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::Choice;
 use crate::api::{Admin, PODS, Pods, agent_pid, asynchronous, create, delete_now, sleeper};
 use crate::report::{line, millis, note, p50, p99};
 use crate::system::Machine;
 use crate::system::cluster::{Cluster, Node, Options};
-use crate::Choice;
 
 const LIMIT_ONE: f64 = 1.10;
 const LIMIT_MANY: f64 = 1.15;
@@ -99,15 +99,21 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     async fn open(cluster: &'a Cluster, node: &'a Node, admin: &Admin) -> Self {
         let client = admin.client();
-        let pods = Pods::open(&client).await;
+        let mut pods = Pods::open(&client).await;
         let cri = runtime::Client::connect(&node.containerd_socket().expect("containerd runs"));
+        // Ready comes before the last image is imported; pods wait, so one pod says that all are there.
+        create(&client, PODS, &sleeper("first", &node.name)).await;
+        pods.until("pod runs", |seen| Pods::running(seen) == 1).await;
         let image = cri.image_status("docker.io/library/busybox:1.36").await.expect("containerd answers").expect("the image is preloaded");
         let files = cluster.dir.join("raw");
         fs::create_dir_all(files.join("account")).expect("directory is made");
         fs::write(files.join("hosts"), "127.0.0.1 localhost\n").expect("file is written");
         fs::write(files.join("last-words"), "").expect("file is written");
         let log = fs::File::open(cluster.dir.join(format!("{}.log", node.name))).expect("the agent's log");
-        Self { node, client, pods, cri, image, agent: Pid::from_raw(agent_pid(node)), log, unread: String::new(), files }
+        let mut bench = Self { node, client, pods, cri, image, agent: Pid::from_raw(agent_pid(node)), log, unread: String::new(), files };
+        bench.started(1).await;
+        bench.remove(&["first".to_owned()]).await;
+        bench
     }
 
     /// One pod through the agent: its own account of it, and the time until a watcher saw it Running.
@@ -204,8 +210,16 @@ impl<'a> Bench<'a> {
             node: &facts,
             cgroup_v2,
         };
-        let mount = |file: &str, to: &str| cri::Mount { container_path: to.to_owned(), host_path: self.files.join(file).display().to_string(), ..Default::default() };
-        let mounts = vec![mount("hosts", "/etc/hosts"), mount("last-words", "/dev/termination-log"), mount("account", "/var/run/secrets/kubernetes.io/serviceaccount")];
+        let mount = |file: &str, to: &str| cri::Mount {
+            container_path: to.to_owned(),
+            host_path: self.files.join(file).display().to_string(),
+            ..Default::default()
+        };
+        let mounts = vec![
+            mount("hosts", "/etc/hosts"),
+            mount("last-words", "/dev/termination-log"),
+            mount("account", "/var/run/secrets/kubernetes.io/serviceaccount"),
+        ];
         let container = ContainerInputs {
             attempt: 0,
             image: self.image.id.clone(),
@@ -224,6 +238,7 @@ impl<'a> Bench<'a> {
 fn parse(line: &str) -> Option<Started> {
     let (head, fields) = line.split_once("pod is running ")?;
     let logged = OffsetDateTime::parse(head.split_whitespace().next()?, &Rfc3339).ok()?;
-    let field = |name: &str| fields.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse::<f64>().ok()).map(Duration::from_secs_f64);
+    let field =
+        |name: &str| fields.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse::<f64>().ok()).map(Duration::from_secs_f64);
     Some(Started { seen_at: logged - field("accepted_after_seconds=")?, sent: field("sent_after_seconds=")? })
 }

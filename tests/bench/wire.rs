@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::Choice;
 use crate::api::agent_pid;
 use crate::report::{line, note};
 use crate::system::Machine;
 use crate::system::cluster::{Cluster, Options};
-use crate::Choice;
 
 /// After the join: what belongs to it is not what a day costs.
 const SETTLE: Duration = Duration::from_secs(30);
