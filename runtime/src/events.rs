@@ -216,8 +216,8 @@ async fn settled(client: &Client, id: &ContainerId) -> Option<PodUid> {
     let end = Instant::now() + SETTLE;
     let mut pause = Duration::from_millis(1);
     loop {
-        let (running, pod) = look(client, id).await;
-        if !running || Instant::now() >= end {
+        let (open, pod) = look(client, id).await;
+        if !open || Instant::now() >= end {
             return pod;
         }
         tokio::time::sleep(pause).await;
@@ -225,15 +225,17 @@ async fn settled(client: &Client, id: &ContainerId) -> Option<PodUid> {
     }
 }
 
-/// Whether a container or sandbox of this id runs, and whose it is.
+/// Whether the end of a container or sandbox of this id does not show yet, and whose it is.
 async fn look(client: &Client, id: &ContainerId) -> (bool, Option<PodUid>) {
     let uid = |found: &BTreeMap<String, String>| found.get(labels::POD_UID).map(PodUid::from);
     match client.container_status(id).await {
         Ok(status) => {
-            return (
-                status.state() == ContainerState::ContainerRunning,
-                uid(&status.labels),
+            // An end told before CRI has noted the start finds the container still created: that is not settled.
+            let ended = matches!(
+                status.state(),
+                ContainerState::ContainerExited | ContainerState::ContainerUnknown
             );
+            return (!ended, uid(&status.labels));
         }
         Err(e) if e.is_not_found() => {}
         Err(_) => return (false, None),

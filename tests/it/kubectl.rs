@@ -276,7 +276,7 @@ fn watch(t: &Tried<'_>) {
 }
 
 fn logs(t: &Tried<'_>) {
-    t.k.apply(&busybox("talk", "for i in 1 2 3 4 5; do echo line $i; done; echo oops >&2; sleep 600", "Always"));
+    t.k.apply(&busybox("talk", "for i in 1 2 3 4 5; do echo line $i; done; sleep 0.5; echo oops >&2; sleep 600", "Always"));
     let whole = wait_for(SOON, "log of the pod", || {
         let text = t.k.get(&["logs", "talk"])?;
         if text.contains("oops") { Ok(text) } else { Err(text) }

@@ -10,5 +10,6 @@ mod node_loss;
 mod offline;
 mod prometheus;
 mod reservation;
+mod short_lived;
 mod system;
 mod units;
