@@ -135,7 +135,7 @@ impl Worker {
         loop {
             self.take_news();
             while self.stale {
-                self.look().await;
+                Box::pin(self.look()).await;
             }
             let stopping = decide::must_stop(&self.facts());
             self.read_messages().await;
@@ -147,7 +147,8 @@ impl Worker {
                 continue;
             }
             tracing::debug!(pod = %self.pod.full_name(), pod_uid = %self.uid, step = %step::describe(&step), "step");
-            if self.perform(step).await {
+            // Boxed, so that a pod at rest does not hold the room of every step it could take.
+            if Box::pin(self.perform(step)).await {
                 self.shared.view.remove(&self.uid);
                 return self.uid;
             }
@@ -270,7 +271,7 @@ impl Worker {
             () = self.news.notified() => self.stale = true,
             () = self.prober.changed() => {}
             () = clock => {}
-            () = volumes => self.refresh_volumes().await,
+            () = volumes => Box::pin(self.refresh_volumes()).await,
         }
     }
 
