@@ -48,24 +48,14 @@ impl CgroupDir {
     /// Writes `value` in one write and reports the kernel's answer with path and value.
     pub fn write(&self, file: &str, value: &str) -> Result<()> {
         let path = self.path.join(file);
-        let done = fs::OpenOptions::new()
-            .write(true)
-            .truncate(true)
-            .open(&path)
-            .and_then(|mut open| open.write_all(value.as_bytes()));
-        done.map_err(|source| Error::Write {
-            path,
-            value: value.to_owned(),
-            source,
-        })
+        let done = fs::OpenOptions::new().write(true).truncate(true).open(&path).and_then(|mut open| open.write_all(value.as_bytes()));
+        done.map_err(|source| Error::Write { path, value: value.to_owned(), source })
     }
 
     /// A control file that holds one number.
     pub fn read_u64(&self, file: &str) -> Result<u64> {
         let text = self.read(file)?;
-        text.trim()
-            .parse()
-            .map_err(|_| self.parse_error(file, &text, "a number"))
+        text.trim().parse().map_err(|_| self.parse_error(file, &text, "a number"))
     }
 
     /// A control file that holds a number or the kernel's word for "none".
@@ -101,10 +91,7 @@ impl CgroupDir {
 
     /// The names of the groups directly below, sorted; empty when this group does not exist.
     pub fn children(&self) -> Result<Vec<String>> {
-        let read = |source| Error::Read {
-            path: self.path.clone(),
-            source,
-        };
+        let read = |source| Error::Read { path: self.path.clone(), source };
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -128,11 +115,7 @@ impl CgroupDir {
     }
 
     pub(crate) fn parse_error(&self, file: &str, text: &str, expected: &'static str) -> Error {
-        Error::Parse {
-            path: self.path.join(file),
-            text: text.chars().take(80).collect(),
-            expected,
-        }
+        Error::Parse { path: self.path.join(file), text: text.chars().take(80).collect(), expected }
     }
 }
 
@@ -169,12 +152,7 @@ mod tests {
 
     #[test]
     fn numbers_limits_and_keys_are_read_and_refused() {
-        let (_root, dir) = scratch(&[
-            ("n", "42\n"),
-            ("bad", "4x\n"),
-            ("max", "max\n"),
-            ("stat", "cache 1\ninactive_file 7\n"),
-        ]);
+        let (_root, dir) = scratch(&[("n", "42\n"), ("bad", "4x\n"), ("max", "max\n"), ("stat", "cache 1\ninactive_file 7\n")]);
         assert_eq!(dir.read_u64("n").unwrap(), 42);
         assert!(matches!(dir.read_u64("bad"), Err(Error::Parse { .. })));
         assert_eq!(dir.read_limit("max").unwrap(), Limit::None);

@@ -8,9 +8,7 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No cgroup file system is mounted: a container without one.
-    #[error(
-        "no cgroup hierarchy is mounted according to {mountinfo}: mount /sys/fs/cgroup or run on the host"
-    )]
+    #[error("no cgroup hierarchy is mounted according to {mountinfo}: mount /sys/fs/cgroup or run on the host")]
     NotMounted {
         /// The list of mounts that was read.
         mountinfo: PathBuf,
@@ -88,9 +86,7 @@ pub enum Error {
         source: io::Error,
     },
     /// systemd did not take a slice's limits.
-    #[error(
-        "systemctl did not set the limits of {slice}: {message}; with kubelet-arg cgroup-driver=cgroupfs systemd is not asked"
-    )]
+    #[error("systemctl did not set the limits of {slice}: {message}; with kubelet-arg cgroup-driver=cgroupfs systemd is not asked")]
     Systemctl {
         /// The slice.
         slice: String,
@@ -143,13 +139,8 @@ impl Error {
     /// The group or file is not there, which a removal treats as done and a reader as "ended".
     pub fn is_gone(&self) -> bool {
         match self {
-            Error::Read { source, .. }
-            | Error::Write { source, .. }
-            | Error::Remove { source, .. } => {
-                matches!(
-                    source.raw_os_error(),
-                    Some(nix::libc::ENOENT | nix::libc::ENODEV)
-                )
+            Error::Read { source, .. } | Error::Write { source, .. } | Error::Remove { source, .. } => {
+                matches!(source.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV))
             }
             _ => false,
         }
@@ -160,10 +151,7 @@ impl Error {
         match self {
             Error::StillBusy { .. } => true,
             Error::Write { source, .. } | Error::Remove { source, .. } => {
-                matches!(
-                    source.raw_os_error(),
-                    Some(nix::libc::EBUSY | nix::libc::EINTR | nix::libc::EAGAIN)
-                )
+                matches!(source.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::EINTR | nix::libc::EAGAIN))
             }
             _ => false,
         }
@@ -177,12 +165,8 @@ fn hint(path: &Path, source: &io::Error) -> &'static str {
         Some(nix::libc::EACCES | nix::libc::EPERM | nix::libc::EROFS) if subtree => {
             ": run as root on the host, or set cgroup-root to a delegated subtree"
         }
-        Some(nix::libc::EBUSY) if subtree => {
-            ": the group itself holds processes; move them into a child group first"
-        }
-        Some(nix::libc::EBUSY) if path.ends_with("memory.limit_in_bytes") => {
-            ": more than that is in use"
-        }
+        Some(nix::libc::EBUSY) if subtree => ": the group itself holds processes; move them into a child group first",
+        Some(nix::libc::EBUSY) if path.ends_with("memory.limit_in_bytes") => ": more than that is in use",
         _ => "",
     }
 }

@@ -95,10 +95,7 @@ impl Board {
     /// Looks at the machine whose `/proc` is at `proc_root`.
     pub fn detect(proc_root: &Path) -> Board {
         let model = fs::read_to_string(proc_root.join("device-tree/model")).unwrap_or_default();
-        Board {
-            raspberry_pi: model.contains("Raspberry Pi"),
-            psi: proc_root.join("pressure/memory").exists(),
-        }
+        Board { raspberry_pi: model.contains("Raspberry Pi"), psi: proc_root.join("pressure/memory").exists() }
     }
 }
 
@@ -123,14 +120,8 @@ impl Hierarchy {
     /// Looks at the machine whose process file system is mounted at `proc_root`.
     pub fn detect_in(proc_root: &Path) -> Result<Hierarchy> {
         let path = proc_root.join("self/mountinfo");
-        let open = fs::File::open(&path).map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let mounts = MountInfos::from_read(open).map_err(|error| Error::Mounts {
-            path: path.clone(),
-            detail: error.to_string(),
-        })?;
+        let open = fs::File::open(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let mounts = MountInfos::from_read(open).map_err(|error| Error::Mounts { path: path.clone(), detail: error.to_string() })?;
 
         let mut v1 = BTreeMap::new();
         let mut v1_other = Vec::new();
@@ -142,8 +133,7 @@ impl Hierarchy {
                     for controller in Controller::ALL {
                         if mount.super_options.contains_key(controller.v1_name()) {
                             ours = true;
-                            v1.entry(controller)
-                                .or_insert_with(|| mount.mount_point.clone());
+                            v1.entry(controller).or_insert_with(|| mount.mount_point.clone());
                         }
                     }
                     if !ours {
@@ -168,10 +158,7 @@ impl Hierarchy {
             None => BTreeSet::new(),
             Some(mount) => {
                 let words = CgroupDir::new(mount).read("cgroup.controllers")?;
-                Controller::ALL
-                    .into_iter()
-                    .filter(|c| words.split_whitespace().any(|word| word == c.v2_name()))
-                    .collect()
+                Controller::ALL.into_iter().filter(|c| words.split_whitespace().any(|word| word == c.v2_name())).collect()
             }
         };
         let layout = match (&unified, v1.is_empty()) {
@@ -180,14 +167,7 @@ impl Hierarchy {
             (None, false) => Layout::V1,
             (None, true) => return Err(Error::NotMounted { mountinfo: path }),
         };
-        Ok(Hierarchy {
-            layout,
-            proc_root: proc_root.to_owned(),
-            unified,
-            unified_controllers,
-            v1,
-            v1_other,
-        })
+        Ok(Hierarchy { layout, proc_root: proc_root.to_owned(), unified, unified_controllers, v1, v1_other })
     }
 
     /// The arrangement.
@@ -228,8 +208,7 @@ impl Hierarchy {
             Controller::CpuAcct => Controller::Cpu,
             other => other,
         };
-        let offered = self.unified_controllers.contains(&on_v2)
-            || (controller == Controller::Freezer && self.layout == Layout::V2);
+        let offered = self.unified_controllers.contains(&on_v2) || (controller == Controller::Freezer && self.layout == Layout::V2);
         self.unified.as_deref().filter(|_| offered)
     }
 
@@ -251,17 +230,8 @@ impl Hierarchy {
 
     /// The directories of `group` in every mounted hierarchy, each once, whether or not the group exists there.
     pub fn every_dir(&self, group: &str) -> Vec<CgroupDir> {
-        let mounts: BTreeSet<&Path> = self
-            .v1
-            .values()
-            .chain(&self.v1_other)
-            .chain(&self.unified)
-            .map(PathBuf::as_path)
-            .collect();
-        mounts
-            .into_iter()
-            .map(|mount| below(mount, group))
-            .collect()
+        let mounts: BTreeSet<&Path> = self.v1.values().chain(&self.v1_other).chain(&self.unified).map(PathBuf::as_path).collect();
+        mounts.into_iter().map(|mount| below(mount, group)).collect()
     }
 
     /// Makes `group` and its ancestors in every hierarchy that holds one of our controllers, each with its parent's
@@ -272,9 +242,7 @@ impl Hierarchy {
         }
         match &self.unified {
             // A v2 mount without controllers beside v1 is the runtimes' business.
-            Some(mount) if self.layout == Layout::V2 || !self.unified_controllers.is_empty() => {
-                self.create_v2(mount, group, for_groups)
-            }
+            Some(mount) if self.layout == Layout::V2 || !self.unified_controllers.is_empty() => self.create_v2(mount, group, for_groups),
             Some(_) | None => Ok(()),
         }
     }
@@ -290,18 +258,11 @@ impl Hierarchy {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(source) => {
-                    return Err(Error::Create {
-                        path: at.path().to_owned(),
-                        source,
-                    });
+                    return Err(Error::Create { path: at.path().to_owned(), source });
                 }
             }
         }
-        if for_groups {
-            self.hand_down(&at)
-        } else {
-            Ok(())
-        }
+        if for_groups { self.hand_down(&at) } else { Ok(()) }
     }
 
     /// Enables for the children of `dir` what they lack. Without cpu, memory or pids limits would be fiction: an error.
@@ -314,12 +275,7 @@ impl Hierarchy {
             }
             match dir.write("cgroup.subtree_control", &format!("+{name}")) {
                 Ok(()) => {}
-                Err(error)
-                    if matches!(
-                        controller,
-                        Controller::Cpu | Controller::Memory | Controller::Pids
-                    ) =>
-                {
+                Err(error) if matches!(controller, Controller::Cpu | Controller::Memory | Controller::Pids) => {
                     return Err(error);
                 }
                 Err(error) => {

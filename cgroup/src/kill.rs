@@ -21,11 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 /// Kills what is left in `group` and removes it. A group that does not exist is removed already.
 /// Blocks up to `patience`, then fails with [`Error::StillBusy`], after which it may be called again.
 pub(crate) fn remove_group(hierarchy: &Hierarchy, group: &str, patience: Duration) -> Result<()> {
-    let dirs: Vec<CgroupDir> = hierarchy
-        .every_dir(group)
-        .into_iter()
-        .filter(CgroupDir::exists)
-        .collect();
+    let dirs: Vec<CgroupDir> = hierarchy.every_dir(group).into_iter().filter(CgroupDir::exists).collect();
     if dirs.is_empty() {
         return Ok(());
     }
@@ -47,12 +43,7 @@ pub(crate) fn remove_if_empty(hierarchy: &Hierarchy, group: &str) {
     }
 }
 
-fn empty_group(
-    hierarchy: &Hierarchy,
-    group: &str,
-    dirs: &[CgroupDir],
-    patience: Duration,
-) -> Result<()> {
+fn empty_group(hierarchy: &Hierarchy, group: &str, dirs: &[CgroupDir], patience: Duration) -> Result<()> {
     let start = Instant::now();
     let mut wait = FIRST_WAIT;
     let mut first = true;
@@ -67,11 +58,7 @@ fn empty_group(
             first = false;
         }
         if start.elapsed() > patience {
-            return Err(Error::StillBusy {
-                group: group.to_owned(),
-                pids: pids.into_iter().collect(),
-                waited: patience,
-            });
+            return Err(Error::StillBusy { group: group.to_owned(), pids: pids.into_iter().collect(), waited: patience });
         }
         let at_once = match (hierarchy.layout(), hierarchy.unified()) {
             (Layout::V2, Some(mount)) => library::kill_v2(mount.to_owned(), group).is_ok(),
@@ -99,10 +86,7 @@ fn processes_below(dirs: &[CgroupDir]) -> Result<BTreeSet<i32>> {
                 // A group that vanished has no processes; v2 answers EOPNOTSUPP for a threaded one, whose
                 // processes its domain lists.
                 Err(Error::Read { source, .. })
-                    if matches!(
-                        source.raw_os_error(),
-                        Some(nix::libc::ENOENT | nix::libc::ENODEV | nix::libc::EOPNOTSUPP)
-                    ) => {}
+                    if matches!(source.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV | nix::libc::EOPNOTSUPP)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -149,18 +133,12 @@ fn remove_tree(dir: &CgroupDir, patience: Duration) -> Result<()> {
             match fs::remove_dir(group.path()) {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error)
-                    if error.raw_os_error() == Some(nix::libc::EBUSY)
-                        && start.elapsed() < patience =>
-                {
+                Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) && start.elapsed() < patience => {
                     std::thread::sleep(wait);
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
                 Err(source) => {
-                    return Err(Error::Remove {
-                        path: group.path().to_owned(),
-                        source,
-                    });
+                    return Err(Error::Remove { path: group.path().to_owned(), source });
                 }
             }
         }

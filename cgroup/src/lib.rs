@@ -32,10 +32,7 @@ pub use path::Driver;
 pub use reservation::{NodeAllocatable, Reservation};
 pub use stat::Stats;
 pub use tree::{Enforced, PodCgroup, PodEntry, PodTree, QosDemand};
-pub use value::{
-    CPU_PERIOD_US, Limit, QosClass, milli_cpu_to_quota, milli_cpu_to_shares, oom_score_adj,
-    shares_to_weight,
-};
+pub use value::{CPU_PERIOD_US, Limit, QosClass, milli_cpu_to_quota, milli_cpu_to_shares, oom_score_adj, shares_to_weight};
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -29,27 +29,12 @@ struct Mounts {
 
 impl Mounts {
     fn v1(hierarchy: &Hierarchy) -> Mounts {
-        let homes: Vec<_> = hierarchy
-            .v1()
-            .iter()
-            .map(|(controller, mount)| (*controller, mount.clone()))
-            .collect();
-        Mounts {
-            v2: false,
-            root: homes
-                .first()
-                .map(|(_, mount)| mount.clone())
-                .unwrap_or_default(),
-            homes,
-        }
+        let homes: Vec<_> = hierarchy.v1().iter().map(|(controller, mount)| (*controller, mount.clone())).collect();
+        Mounts { v2: false, root: homes.first().map(|(_, mount)| mount.clone()).unwrap_or_default(), homes }
     }
 
     fn v2(mount: PathBuf) -> Mounts {
-        Mounts {
-            v2: true,
-            homes: vec![(Controller::Freezer, mount.clone())],
-            root: mount,
-        }
+        Mounts { v2: true, homes: vec![(Controller::Freezer, mount.clone())], root: mount }
     }
 }
 
@@ -95,18 +80,11 @@ impl LibraryHierarchy for Mounts {
 /// Makes `group` in every v1 hierarchy that holds one of our controllers.
 pub(crate) fn create_v1(hierarchy: &Hierarchy, group: &str) -> Result<()> {
     let at = group.trim_matches('/');
-    Cgroup::new(Box::new(Mounts::v1(hierarchy)), at)
-        .map(drop)
-        .map_err(failed("create", group))
+    Cgroup::new(Box::new(Mounts::v1(hierarchy)), at).map(drop).map_err(failed("create", group))
 }
 
 /// Moves a process into `group` in the given v1 hierarchies or, if `controllers` is empty, in the v2 one.
-pub(crate) fn move_process(
-    hierarchy: &Hierarchy,
-    group: &str,
-    controllers: &[Controller],
-    pid: u32,
-) -> Result<()> {
+pub(crate) fn move_process(hierarchy: &Hierarchy, group: &str, controllers: &[Controller], pid: u32) -> Result<()> {
     let mounts = if controllers.is_empty() {
         match hierarchy.unified() {
             Some(mount) => Mounts::v2(mount.to_owned()),
@@ -114,9 +92,7 @@ pub(crate) fn move_process(
         }
     } else {
         let mut mounts = Mounts::v1(hierarchy);
-        mounts
-            .homes
-            .retain(|(controller, _)| controllers.contains(controller));
+        mounts.homes.retain(|(controller, _)| controllers.contains(controller));
         mounts
     };
     Cgroup::load(Box::new(mounts), group.trim_matches('/'))
@@ -126,10 +102,7 @@ pub(crate) fn move_process(
 
 /// Lets everything frozen in `group` (not below it) run again, so that it can die.
 pub(crate) fn thaw(hierarchy: &Hierarchy, group: &str) -> Result<()> {
-    let mounts = match (
-        hierarchy.v1().get(&Controller::Freezer),
-        hierarchy.unified(),
-    ) {
+    let mounts = match (hierarchy.v1().get(&Controller::Freezer), hierarchy.unified()) {
         (Some(_), _) => Mounts::v1(hierarchy),
         (None, Some(mount)) => Mounts::v2(mount.to_owned()),
         (None, None) => return Ok(()),
@@ -143,19 +116,10 @@ pub(crate) fn thaw(hierarchy: &Hierarchy, group: &str) -> Result<()> {
 
 /// Kills everything in and below `group` at once (`cgroup.kill`, Linux 5.14).
 pub(crate) fn kill_v2(mount: PathBuf, group: &str) -> Result<()> {
-    Cgroup::load(Box::new(Mounts::v2(mount)), group.trim_matches('/'))
-        .kill()
-        .map_err(failed("kill", group))
+    Cgroup::load(Box::new(Mounts::v2(mount)), group.trim_matches('/')).kill().map_err(failed("kill", group))
 }
 
-fn failed(
-    operation: &'static str,
-    group: &str,
-) -> impl FnOnce(cgroups_rs::fs::error::Error) -> Error + use<> {
+fn failed(operation: &'static str, group: &str) -> impl FnOnce(cgroups_rs::fs::error::Error) -> Error + use<> {
     let group = group.to_owned();
-    move |source| Error::Library {
-        operation,
-        group,
-        source,
-    }
+    move |source| Error::Library { operation, group, source }
 }

@@ -49,12 +49,7 @@ pub(crate) struct Write {
 pub(crate) fn writes(limits: &Limits, is_v2: impl Fn(Controller) -> bool) -> Vec<Write> {
     let mut list = Vec::new();
     let mut push = |controller, file, value: String, optional| {
-        list.push(Write {
-            controller,
-            file,
-            value,
-            optional,
-        });
+        list.push(Write { controller, file, value, optional });
     };
 
     let v2 = is_v2(Controller::Memory);
@@ -68,60 +63,31 @@ pub(crate) fn writes(limits: &Limits, is_v2: impl Fn(Controller) -> bool) -> Vec
         if v2 {
             push(Controller::Memory, "memory.max", max.to_string(), false);
         } else {
-            push(
-                Controller::Memory,
-                "memory.limit_in_bytes",
-                v1_limit(max),
-                false,
-            );
+            push(Controller::Memory, "memory.limit_in_bytes", v1_limit(max), false);
         }
     }
     if let (Some(swap), true) = (limits.swap_max, v2) {
-        push(
-            Controller::Memory,
-            "memory.swap.max",
-            swap.to_string(),
-            true,
-        );
+        push(Controller::Memory, "memory.swap.max", swap.to_string(), true);
     }
 
     let v2 = is_v2(Controller::Cpu);
     match (v2, limits.cpu_shares, limits.cpu_weight) {
         (true, _, Some(weight)) => push(Controller::Cpu, "cpu.weight", weight.to_string(), false),
         (true, Some(shares), None) => {
-            push(
-                Controller::Cpu,
-                "cpu.weight",
-                shares_to_weight(shares).to_string(),
-                false,
-            );
+            push(Controller::Cpu, "cpu.weight", shares_to_weight(shares).to_string(), false);
         }
         (false, Some(shares), _) => {
             push(Controller::Cpu, "cpu.shares", shares.to_string(), false);
         }
         (true, None, None) | (false, None, _) => {}
     }
-    if let Some(CpuQuota {
-        quota_us,
-        period_us,
-    }) = limits.cpu_quota
-    {
+    if let Some(CpuQuota { quota_us, period_us }) = limits.cpu_quota {
         if v2 {
             let value = format!("{} {period_us}", Limit::from(quota_us));
             push(Controller::Cpu, "cpu.max", value, false);
         } else {
-            push(
-                Controller::Cpu,
-                "cpu.cfs_period_us",
-                period_us.to_string(),
-                false,
-            );
-            push(
-                Controller::Cpu,
-                "cpu.cfs_quota_us",
-                v1_limit(quota_us.into()),
-                false,
-            );
+            push(Controller::Cpu, "cpu.cfs_period_us", period_us.to_string(), false);
+            push(Controller::Cpu, "cpu.cfs_quota_us", v1_limit(quota_us.into()), false);
         }
     }
 
@@ -140,11 +106,7 @@ fn v1_limit(limit: Limit) -> String {
 
 /// Writes `limits` to `group` and reads every file back. Returns the controllers that are not available, whose limits
 /// therefore do not hold; the caller decides whether that is an error.
-pub(crate) fn apply(
-    hierarchy: &Hierarchy,
-    group: &str,
-    limits: &Limits,
-) -> Result<Vec<Controller>> {
+pub(crate) fn apply(hierarchy: &Hierarchy, group: &str, limits: &Limits) -> Result<Vec<Controller>> {
     let mut unavailable = Vec::new();
     for write in writes(limits, |controller| hierarchy.is_v2(controller)) {
         if !hierarchy.has(write.controller) {
@@ -160,11 +122,7 @@ pub(crate) fn apply(
         dir.write(write.file, &write.value)?;
         let found = dir.read(write.file)?;
         if !same(&write.value, &found) {
-            return Err(Error::NotApplied {
-                path: dir.path().join(write.file),
-                wanted: write.value,
-                found,
-            });
+            return Err(Error::NotApplied { path: dir.path().join(write.file), wanted: write.value, found });
         }
     }
     Ok(unavailable)
@@ -178,9 +136,7 @@ fn same(wanted: &str, found: &str) -> bool {
     }
     match (Limit::parse(wanted), Limit::parse(found)) {
         (Some(Limit::None), Some(Limit::None)) => true,
-        (Some(Limit::At(wanted)), Some(Limit::At(found))) => {
-            found <= wanted && wanted - found < LARGEST_PAGE && found % 4096 == 0
-        }
+        (Some(Limit::At(wanted)), Some(Limit::At(found))) => found <= wanted && wanted - found < LARGEST_PAGE && found % 4096 == 0,
         _ => false,
     }
 }
@@ -197,19 +153,13 @@ mod tests {
             swap_max: Some(Limit::At(0)),
             cpu_shares: Some(1024),
             cpu_weight: None,
-            cpu_quota: Some(CpuQuota {
-                quota_us: Some(50_000),
-                period_us: 100_000,
-            }),
+            cpu_quota: Some(CpuQuota { quota_us: Some(50_000), period_us: 100_000 }),
             pids_max: Some(Limit::At(100)),
         }
     }
 
     fn names(limits: &Limits, v2: bool) -> Vec<String> {
-        writes(limits, |_| v2)
-            .into_iter()
-            .map(|write| format!("{}={}", write.file, write.value))
-            .collect()
+        writes(limits, |_| v2).into_iter().map(|write| format!("{}={}", write.file, write.value)).collect()
     }
 
     #[test]
@@ -232,13 +182,7 @@ mod tests {
     fn v1_files_leave_out_what_v1_lacks() {
         assert_eq!(
             names(&all(), false),
-            [
-                "memory.limit_in_bytes=1073741824",
-                "cpu.shares=1024",
-                "cpu.cfs_period_us=100000",
-                "cpu.cfs_quota_us=50000",
-                "pids.max=100",
-            ]
+            ["memory.limit_in_bytes=1073741824", "cpu.shares=1024", "cpu.cfs_period_us=100000", "cpu.cfs_quota_us=50000", "pids.max=100",]
         );
     }
 
@@ -246,33 +190,16 @@ mod tests {
     fn unlimited_is_spelled_as_each_version_wants_it() {
         let none = Limits {
             memory_max: Some(Limit::None),
-            cpu_quota: Some(CpuQuota {
-                quota_us: None,
-                period_us: 100_000,
-            }),
+            cpu_quota: Some(CpuQuota { quota_us: None, period_us: 100_000 }),
             cpu_shares: Some(2048),
             cpu_weight: Some(100),
             pids_max: Some(Limit::None),
             ..Limits::default()
         };
-        assert_eq!(
-            names(&none, true),
-            [
-                "memory.max=max",
-                "cpu.weight=100",
-                "cpu.max=max 100000",
-                "pids.max=max"
-            ]
-        );
+        assert_eq!(names(&none, true), ["memory.max=max", "cpu.weight=100", "cpu.max=max 100000", "pids.max=max"]);
         assert_eq!(
             names(&none, false),
-            [
-                "memory.limit_in_bytes=-1",
-                "cpu.shares=2048",
-                "cpu.cfs_period_us=100000",
-                "cpu.cfs_quota_us=-1",
-                "pids.max=max",
-            ]
+            ["memory.limit_in_bytes=-1", "cpu.shares=2048", "cpu.cfs_period_us=100000", "cpu.cfs_quota_us=-1", "pids.max=max",]
         );
         assert_eq!(names(&Limits::default(), true), Vec::<String>::new());
     }

@@ -47,15 +47,9 @@ pub enum Placement {
 const AGENT: &str = "edge-agent";
 
 /// Puts this process into `<cgroup_root>/edge-agent`, or leaves it where systemd started it as a service.
-pub fn own_group(
-    hierarchy: &Hierarchy,
-    cgroup_root: &str,
-    limits: &OwnLimits,
-) -> Result<Placement> {
+pub fn own_group(hierarchy: &Hierarchy, cgroup_root: &str, limits: &OwnLimits) -> Result<Placement> {
     let pid = std::process::id();
-    let service = current_groups(hierarchy, pid)?
-        .into_iter()
-        .find(|(_, group)| group.ends_with(".service"));
+    let service = current_groups(hierarchy, pid)?.into_iter().find(|(_, group)| group.ends_with(".service"));
     match service {
         Some((_, group)) => Ok(Placement::Service { group }),
         None => Placement::enter(hierarchy, cgroup_root, AGENT, pid, limits),
@@ -64,23 +58,14 @@ pub fn own_group(
 
 /// Makes `<cgroup_root>/<name>` for a part such as a containerd that this process is about to start, and returns the
 /// directories whose `cgroup.procs` the new process is to be written to, one per hierarchy, before it has children.
-pub fn part_group(
-    hierarchy: &Hierarchy,
-    cgroup_root: &str,
-    name: &str,
-    limits: &OwnLimits,
-) -> Result<Vec<PathBuf>> {
+pub fn part_group(hierarchy: &Hierarchy, cgroup_root: &str, name: &str, limits: &OwnLimits) -> Result<Vec<PathBuf>> {
     let entry = Entry::prepare(hierarchy, cgroup_root, name, std::process::id(), limits)?;
     let mut dirs = Vec::new();
     for controller in entry.v1 {
         dirs.push(hierarchy.dir(controller, &entry.group)?.path().to_owned());
     }
     if entry.v2 {
-        dirs.extend(
-            hierarchy
-                .unified_dir(&entry.group)
-                .map(|dir| dir.path().to_owned()),
-        );
+        dirs.extend(hierarchy.unified_dir(&entry.group).map(|dir| dir.path().to_owned()));
     }
     dirs.dedup();
     Ok(dirs)
@@ -88,19 +73,8 @@ pub fn part_group(
 
 impl Placement {
     /// Puts the living process `pid` into `<cgroup_root>/<name>`. Children it had already stay where they were.
-    pub fn enter(
-        hierarchy: &Hierarchy,
-        cgroup_root: &str,
-        name: &str,
-        pid: u32,
-        limits: &OwnLimits,
-    ) -> Result<Placement> {
-        let Entry {
-            group,
-            v1,
-            v2,
-            left_out,
-        } = Entry::prepare(hierarchy, cgroup_root, name, pid, limits)?;
+    pub fn enter(hierarchy: &Hierarchy, cgroup_root: &str, name: &str, pid: u32, limits: &OwnLimits) -> Result<Placement> {
+        let Entry { group, v1, v2, left_out } = Entry::prepare(hierarchy, cgroup_root, name, pid, limits)?;
         if !v1.is_empty() {
             library::move_process(hierarchy, &group, &v1, pid)?;
         }
@@ -120,13 +94,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn prepare(
-        hierarchy: &Hierarchy,
-        cgroup_root: &str,
-        name: &str,
-        pid: u32,
-        limits: &OwnLimits,
-    ) -> Result<Entry> {
+    fn prepare(hierarchy: &Hierarchy, cgroup_root: &str, name: &str, pid: u32, limits: &OwnLimits) -> Result<Entry> {
         let names = Names::new(cgroup_root, Driver::Cgroupfs)?;
         let group = names.beside(name);
         hierarchy.create(&group, false)?;
@@ -149,12 +117,7 @@ impl Entry {
         let now = current_groups(hierarchy, pid)?;
         let ours = names.beside(AGENT);
         let (mut v1, mut left_out) = (Vec::new(), Vec::new());
-        for controller in [
-            Controller::Cpu,
-            Controller::CpuAcct,
-            Controller::Memory,
-            Controller::Pids,
-        ] {
+        for controller in [Controller::Cpu, Controller::CpuAcct, Controller::Memory, Controller::Pids] {
             if !hierarchy.v1().contains_key(&controller) {
                 continue;
             }
@@ -167,15 +130,8 @@ impl Entry {
                 Some(_) | None => left_out.push(controller.v1_name()),
             }
         }
-        let v2 = [Controller::Cpu, Controller::Memory, Controller::Pids]
-            .into_iter()
-            .any(|controller| hierarchy.is_v2(controller));
-        Ok(Entry {
-            group,
-            v1,
-            v2,
-            left_out,
-        })
+        let v2 = [Controller::Cpu, Controller::Memory, Controller::Pids].into_iter().any(|controller| hierarchy.is_v2(controller));
+        Ok(Entry { group, v1, v2, left_out })
     }
 }
 
@@ -190,11 +146,7 @@ fn protect_ancestors(hierarchy: &Hierarchy, group: &str, min: u64) -> Result<()>
             break;
         }
         let dir = hierarchy.dir(Controller::Memory, parent)?;
-        if dir
-            .read_limit("memory.min")?
-            .value()
-            .is_some_and(|now| now < min)
-        {
+        if dir.read_limit("memory.min")?.value().is_some_and(|now| now < min) {
             dir.write("memory.min", &min.to_string())?;
         }
         at = parent;

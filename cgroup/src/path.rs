@@ -28,27 +28,16 @@ const KUBEPODS: &str = "kubepods";
 impl Names {
     /// `cgroup_root` is the kubelet's: `/`, or `/a/b` to keep everything of this instance below it.
     pub(crate) fn new(cgroup_root: &str, driver: Driver) -> Result<Names> {
-        let refuse = |reason| Error::Name {
-            what: "cgroup-root",
-            value: cgroup_root.to_owned(),
-            reason,
-        };
+        let refuse = |reason| Error::Name { what: "cgroup-root", value: cgroup_root.to_owned(), reason };
         if !cgroup_root.starts_with('/') {
             return Err(refuse("it must start with /"));
         }
-        let root: Vec<String> = cgroup_root
-            .split('/')
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let root: Vec<String> = cgroup_root.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         for name in &root {
             if name.starts_with('.') {
                 return Err(refuse("no part may start with a dot"));
             }
-            if !name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte))
-            {
+            if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte)) {
                 return Err(refuse("only letters, digits and -_.:@ are allowed"));
             }
         }
@@ -108,11 +97,7 @@ impl Names {
             Driver::Systemd => {
                 let class = self.qos(qos);
                 let class = class.rsplit('/').next()?.strip_suffix(".slice")?;
-                directory
-                    .strip_suffix(".slice")?
-                    .strip_prefix(class)?
-                    .strip_prefix("-pod")?
-                    .replace('_', "-")
+                directory.strip_suffix(".slice")?.strip_prefix(class)?.strip_prefix("-pod")?.replace('_', "-")
             }
         };
         check_plain("pod UID", &uid).is_ok().then_some(uid)
@@ -122,21 +107,13 @@ impl Names {
     pub(crate) fn container_of(&self, directory: &str) -> Option<String> {
         let id = match self.driver {
             Driver::Cgroupfs => directory,
-            Driver::Systemd => directory
-                .strip_prefix("cri-containerd-")?
-                .strip_suffix(".scope")?,
+            Driver::Systemd => directory.strip_prefix("cri-containerd-")?.strip_suffix(".scope")?,
         };
-        check_plain("container id", id)
-            .is_ok()
-            .then(|| id.to_owned())
+        check_plain("container id", id).is_ok().then(|| id.to_owned())
     }
 
     fn join(&self, names: &[&str]) -> String {
-        let all = self
-            .root
-            .iter()
-            .map(String::as_str)
-            .chain(names.iter().copied());
+        let all = self.root.iter().map(String::as_str).chain(names.iter().copied());
         let (mut path, mut chain) = (String::new(), String::new());
         for name in all {
             path.push('/');
@@ -152,11 +129,7 @@ impl Names {
                 }
             }
         }
-        if path.is_empty() {
-            "/".to_owned()
-        } else {
-            path
-        }
+        if path.is_empty() { "/".to_owned() } else { path }
     }
 }
 
@@ -169,9 +142,7 @@ fn qos_name(qos: QosClass) -> Option<&'static str> {
 }
 
 fn check_plain(what: &'static str, value: &str) -> Result<()> {
-    let plain = value
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let plain = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if value.is_empty() || value.len() > 128 || !plain {
         return Err(Error::Name {
             what,
@@ -194,24 +165,9 @@ mod tests {
             ("/", Cgroupfs, Guaranteed, "/kubepods/poda-1"),
             ("/", Cgroupfs, Burstable, "/kubepods/burstable/poda-1"),
             ("/", Cgroupfs, BestEffort, "/kubepods/besteffort/poda-1"),
-            (
-                "/edge-node-1",
-                Cgroupfs,
-                Burstable,
-                "/edge-node-1/kubepods/burstable/poda-1",
-            ),
-            (
-                "/",
-                Systemd,
-                Guaranteed,
-                "/kubepods.slice/kubepods-poda_1.slice",
-            ),
-            (
-                "/",
-                Systemd,
-                Burstable,
-                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_1.slice",
-            ),
+            ("/edge-node-1", Cgroupfs, Burstable, "/edge-node-1/kubepods/burstable/poda-1"),
+            ("/", Systemd, Guaranteed, "/kubepods.slice/kubepods-poda_1.slice"),
+            ("/", Systemd, Burstable, "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_1.slice"),
             (
                 "/edge-node-1",
                 Systemd,
@@ -224,11 +180,7 @@ mod tests {
             let pod = names.pod("a-1", qos).unwrap();
             assert_eq!(pod, wanted);
             let directory = pod.rsplit('/').next().unwrap();
-            assert_eq!(
-                names.uid_of(qos, directory).as_deref(),
-                Some("a-1"),
-                "{wanted}"
-            );
+            assert_eq!(names.uid_of(qos, directory).as_deref(), Some("a-1"), "{wanted}");
             let container = names.container(&pod, "c0ffee").unwrap();
             let directory = container.rsplit('/').next().unwrap();
             assert_eq!(names.container_of(directory).as_deref(), Some("c0ffee"));
@@ -239,24 +191,11 @@ mod tests {
     fn other_directories_are_nobodys_pod() {
         let names = Names::new("/", Driver::Cgroupfs).unwrap();
         for directory in ["burstable", "pod", "pod..", "podx/y"] {
-            assert_eq!(
-                names.uid_of(QosClass::Guaranteed, directory),
-                None,
-                "{directory}"
-            );
+            assert_eq!(names.uid_of(QosClass::Guaranteed, directory), None, "{directory}");
         }
         let names = Names::new("/", Driver::Systemd).unwrap();
-        for directory in [
-            "kubepods-burstable.slice",
-            "kubepods-burstable-poda.slice",
-            "poda",
-            "kubepods-pod.slice",
-        ] {
-            assert_eq!(
-                names.uid_of(QosClass::Guaranteed, directory),
-                None,
-                "{directory}"
-            );
+        for directory in ["kubepods-burstable.slice", "kubepods-burstable-poda.slice", "poda", "kubepods-pod.slice"] {
+            assert_eq!(names.uid_of(QosClass::Guaranteed, directory), None, "{directory}");
         }
     }
 

@@ -70,26 +70,16 @@ pub fn read_in(proc_root: &Path, resource: Resource) -> Result<Option<Pressure>>
 pub fn read_file(path: &Path) -> Result<Option<Pressure>> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                || error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) =>
-        {
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {
             return Ok(None);
         }
         Err(source) => {
-            return Err(Error::Read {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(Error::Read { path: path.to_owned(), source });
         }
     };
     match parse(&text) {
         Some(pressure) => Ok(Some(pressure)),
-        None => Err(Error::Parse {
-            path: path.to_owned(),
-            text: text.chars().take(80).collect(),
-            expected: "pressure records",
-        }),
+        None => Err(Error::Parse { path: path.to_owned(), text: text.chars().take(80).collect(), expected: "pressure records" }),
     }
 }
 
@@ -97,17 +87,9 @@ fn parse(text: &str) -> Option<Pressure> {
     let record = |kind: &str| {
         let line = text.lines().find(|line| line.starts_with(kind))?;
         let parsed = procfs::parse_pressure_record(line).ok()?;
-        Some(Record {
-            avg10: parsed.avg10,
-            avg60: parsed.avg60,
-            avg300: parsed.avg300,
-            total_us: parsed.total,
-        })
+        Some(Record { avg10: parsed.avg10, avg60: parsed.avg60, avg300: parsed.avg300, total_us: parsed.total })
     };
-    Some(Pressure {
-        some: record("some ")?,
-        full: record("full "),
-    })
+    Some(Pressure { some: record("some ")?, full: record("full ") })
 }
 
 #[cfg(test)]
@@ -132,10 +114,7 @@ mod tests {
         assert_eq!(read_file(&path).unwrap(), None);
         for text in ["", "some avg10=x avg60=0 avg300=0 total=0", "hello"] {
             fs::write(&path, text).unwrap();
-            assert!(
-                matches!(read_file(&path), Err(Error::Parse { .. })),
-                "{text:?}"
-            );
+            assert!(matches!(read_file(&path), Err(Error::Parse { .. })), "{text:?}");
         }
     }
 
@@ -144,10 +123,7 @@ mod tests {
         for resource in Resource::ALL {
             match read(resource).unwrap() {
                 Some(pressure) => assert!(pressure.some.avg10 >= 0.0),
-                None => eprintln!(
-                    "\nSKIP cgroup::psi: this kernel does not measure {} pressure",
-                    resource.as_str()
-                ),
+                None => eprintln!("\nSKIP cgroup::psi: this kernel does not measure {} pressure", resource.as_str()),
             }
         }
     }

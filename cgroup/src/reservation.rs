@@ -158,41 +158,20 @@ pub fn plan(capacity: &Capacity, overrides: &Overrides) -> Result<Reservation> {
         agent: to_four(22 * 256 + m, 256).clamp(24, 48) * MIB,
         headroom: to_four(m, 40).clamp(24, 160) * MIB,
     };
-    let system_memory = overrides
-        .system_reserved
-        .memory
-        .unwrap_or(parts.system + parts.headroom);
-    let kube_memory = overrides
-        .kube_reserved
-        .memory
-        .unwrap_or(parts.containerd + parts.shims + parts.agent);
+    let system_memory = overrides.system_reserved.memory.unwrap_or(parts.system + parts.headroom);
+    let kube_memory = overrides.kube_reserved.memory.unwrap_or(parts.containerd + parts.shims + parts.agent);
 
     let pods_memory_limit = left("memory", capacity.memory, &[system_memory, kube_memory])?;
-    let allocatable_memory = left(
-        "memory",
-        capacity.memory,
-        &[
-            system_memory,
-            kube_memory,
-            overrides.eviction_hard_memory.unwrap_or(0),
-        ],
-    )?;
+    let allocatable_memory = left("memory", capacity.memory, &[system_memory, kube_memory, overrides.eviction_hard_memory.unwrap_or(0)])?;
     let allocatable_cpu_millis = left(
         "cpu",
         capacity.cpu_millis,
-        &[
-            overrides.system_reserved.cpu_millis.unwrap_or(0),
-            overrides.kube_reserved.cpu_millis.unwrap_or(0),
-        ],
+        &[overrides.system_reserved.cpu_millis.unwrap_or(0), overrides.kube_reserved.cpu_millis.unwrap_or(0)],
     )?;
 
     let pids_set = [overrides.system_reserved.pids, overrides.kube_reserved.pids];
     let pods_pids_limit = if pids_set.iter().any(Option::is_some) {
-        left(
-            "pid",
-            capacity.threads_max,
-            &pids_set.map(Option::unwrap_or_default),
-        )?
+        left("pid", capacity.threads_max, &pids_set.map(Option::unwrap_or_default))?
     } else {
         (capacity.threads_max * 6 / 10).min(16_384)
     };
@@ -211,9 +190,7 @@ pub fn plan(capacity: &Capacity, overrides: &Overrides) -> Result<Reservation> {
         brake: ((max_mib * 8 + 50) / 100).clamp(16, 192) * MIB,
         pods_swap_limit: to_four(m, 4).min(1024) * MIB,
         pods_pids_limit,
-        pod_pids_limit: overrides
-            .pod_pids
-            .unwrap_or((capacity.threads_max / 8).clamp(128, 1024)),
+        pod_pids_limit: overrides.pod_pids.unwrap_or((capacity.threads_max / 8).clamp(128, 1024)),
         refuse_best_effort: max_mib < 96,
     })
 }
@@ -224,16 +201,10 @@ fn to_four(numerator: u64, denominator: u64) -> u64 {
 }
 
 fn left(resource: &'static str, capacity: u64, reserved: &[u64]) -> Result<u64> {
-    let reserved = reserved
-        .iter()
-        .fold(0u64, |sum, part| sum.saturating_add(*part));
+    let reserved = reserved.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
     match capacity.checked_sub(reserved) {
         Some(rest) if rest > 0 => Ok(rest),
-        Some(_) | None => Err(Error::NothingLeft {
-            resource,
-            reserved,
-            capacity,
-        }),
+        Some(_) | None => Err(Error::NothingLeft { resource, reserved, capacity }),
     }
 }
 
@@ -243,11 +214,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn board(mib: u64) -> Capacity {
-        Capacity {
-            memory: mib * MIB,
-            cpu_millis: 4000,
-            threads_max: mib * 8,
-        }
+        Capacity { memory: mib * MIB, cpu_millis: 4000, threads_max: mib * 8 }
     }
 
     /// The table of section 2.3: MemTotal, pods, S, C, SH, A, H, R, kubepods, brake, swap, containerd low, system.slice.
@@ -287,38 +254,18 @@ mod tests {
 
     #[test]
     fn task_limits() {
-        for (threads_max, all, each) in [
-            (3_317, 1_990, 414),
-            (14_800, 8_880, 1024),
-            (192_731, 16_384, 1024),
-            (500, 300, 128),
-        ] {
-            let capacity = Capacity {
-                threads_max,
-                ..board(906)
-            };
+        for (threads_max, all, each) in [(3_317, 1_990, 414), (14_800, 8_880, 1024), (192_731, 16_384, 1024), (500, 300, 128)] {
+            let capacity = Capacity { threads_max, ..board(906) };
             let plan = plan(&capacity, &Overrides::default()).unwrap();
-            assert_eq!(
-                (plan.pods_pids_limit, plan.pod_pids_limit),
-                (all, each),
-                "{threads_max}"
-            );
+            assert_eq!((plan.pods_pids_limit, plan.pod_pids_limit), (all, each), "{threads_max}");
         }
     }
 
     #[test]
     fn what_the_operator_reserves_is_taken_literally() {
         let overrides = Overrides {
-            system_reserved: Amounts {
-                memory: Some(200 * MIB),
-                cpu_millis: Some(250),
-                pids: Some(100),
-            },
-            kube_reserved: Amounts {
-                memory: Some(100 * MIB),
-                cpu_millis: Some(50),
-                pids: None,
-            },
+            system_reserved: Amounts { memory: Some(200 * MIB), cpu_millis: Some(250), pids: Some(100) },
+            kube_reserved: Amounts { memory: Some(100 * MIB), cpu_millis: Some(50), pids: None },
             eviction_hard_memory: Some(50 * MIB),
             max_pods: Some(20),
             pod_pids: Some(64),
@@ -336,19 +283,8 @@ mod tests {
 
     #[test]
     fn reserving_everything_is_refused_with_the_amounts() {
-        for (memory, cpu) in [
-            (Some(1000 * MIB), None),
-            (Some(u64::MAX), None),
-            (None, Some(4000)),
-        ] {
-            let overrides = Overrides {
-                system_reserved: Amounts {
-                    memory,
-                    cpu_millis: cpu,
-                    pids: None,
-                },
-                ..Overrides::default()
-            };
+        for (memory, cpu) in [(Some(1000 * MIB), None), (Some(u64::MAX), None), (None, Some(4000))] {
+            let overrides = Overrides { system_reserved: Amounts { memory, cpu_millis: cpu, pids: None }, ..Overrides::default() };
             let error = plan(&board(1000), &overrides).unwrap_err();
             assert!(matches!(error, Error::NothingLeft { .. }), "{error}");
         }
@@ -356,16 +292,8 @@ mod tests {
 
     #[test]
     fn a_tiny_board_refuses_pods_without_requests() {
-        assert!(
-            plan(&board(290), &Overrides::default())
-                .unwrap()
-                .refuse_best_effort
-        );
-        assert!(
-            !plan(&board(416), &Overrides::default())
-                .unwrap()
-                .refuse_best_effort
-        );
+        assert!(plan(&board(290), &Overrides::default()).unwrap().refuse_best_effort);
+        assert!(!plan(&board(416), &Overrides::default()).unwrap().refuse_best_effort);
     }
 
     proptest! {

@@ -25,10 +25,7 @@ pub(crate) struct Manager {
 impl Manager {
     /// `None` where systemd is not running, as in a container.
     pub(crate) fn detect() -> Option<Manager> {
-        Path::new("/run/systemd/system").is_dir().then(|| Manager {
-            systemctl: "systemctl".into(),
-            control: CONTROL.into(),
-        })
+        Path::new("/run/systemd/system").is_dir().then(|| Manager { systemctl: "systemctl".into(), control: CONTROL.into() })
     }
 
     /// Sets the properties for `limits` on the slice whose group is `group`.
@@ -38,18 +35,9 @@ impl Manager {
             return Ok(());
         }
         let slice = slice_of(group);
-        let run = |message: String| Error::Systemctl {
-            slice: slice.to_owned(),
-            message,
-        };
+        let run = |message: String| Error::Systemctl { slice: slice.to_owned(), message };
         let output = Command::new(&self.systemctl)
-            .args([
-                "--no-ask-password",
-                "set-property",
-                "--runtime",
-                "--",
-                slice,
-            ])
+            .args(["--no-ask-password", "set-property", "--runtime", "--", slice])
             .args(&properties)
             .output()
             .map_err(|error| run(error.to_string()))?;
@@ -57,19 +45,13 @@ impl Manager {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        Err(run(said
-            .lines()
-            .next()
-            .unwrap_or("it failed without a word")
-            .to_owned()))
+        Err(run(said.lines().next().unwrap_or("it failed without a word").to_owned()))
     }
 
     /// Forgets a slice whose group is gone. A drop-in that stays costs a few bytes of memory, so failing only logs.
     pub(crate) fn forget(&self, group: &str) {
         let slice = slice_of(group);
-        let stopped = Command::new(&self.systemctl)
-            .args(["--no-ask-password", "--no-block", "stop", "--", slice])
-            .output();
+        let stopped = Command::new(&self.systemctl).args(["--no-ask-password", "--no-block", "stop", "--", slice]).output();
         if let Err(error) = stopped {
             tracing::debug!(slice, %error, "slice not stopped");
         }
@@ -139,10 +121,7 @@ mod tests {
             memory_high: Some(Limit::None),
             swap_max: Some(Limit::At(0)),
             cpu_shares: Some(1024),
-            cpu_quota: Some(CpuQuota {
-                quota_us: Some(12_345),
-                period_us: 100_000,
-            }),
+            cpu_quota: Some(CpuQuota { quota_us: Some(12_345), period_us: 100_000 }),
             pids_max: Some(Limit::None),
             ..Limits::default()
         }
@@ -152,31 +131,10 @@ mod tests {
     fn properties_of_both_versions() {
         assert_eq!(
             properties(&pod(), true),
-            [
-                "MemoryMax=67108864",
-                "MemoryHigh=infinity",
-                "MemorySwapMax=0",
-                "CPUWeight=39",
-                "CPUQuota=12.35%",
-                "TasksMax=infinity"
-            ]
+            ["MemoryMax=67108864", "MemoryHigh=infinity", "MemorySwapMax=0", "CPUWeight=39", "CPUQuota=12.35%", "TasksMax=infinity"]
         );
-        assert_eq!(
-            properties(&pod(), false),
-            [
-                "MemoryMax=67108864",
-                "CPUShares=1024",
-                "CPUQuota=12.35%",
-                "TasksMax=infinity"
-            ]
-        );
-        let unlimited = Limits {
-            cpu_quota: Some(CpuQuota {
-                quota_us: None,
-                period_us: 100_000,
-            }),
-            ..Limits::default()
-        };
+        assert_eq!(properties(&pod(), false), ["MemoryMax=67108864", "CPUShares=1024", "CPUQuota=12.35%", "TasksMax=infinity"]);
+        let unlimited = Limits { cpu_quota: Some(CpuQuota { quota_us: None, period_us: 100_000 }), ..Limits::default() };
         assert_eq!(properties(&unlimited, true), ["CPUQuota="]);
     }
 
@@ -189,27 +147,15 @@ mod tests {
             fs::write(&systemctl, text).unwrap();
             fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
         };
-        let manager = Manager {
-            systemctl: systemctl.clone(),
-            control: dir.path().join("control"),
-        };
+        let manager = Manager { systemctl: systemctl.clone(), control: dir.path().join("control") };
         let group = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_1.slice";
 
-        script(&format!(
-            "#!/bin/sh\necho \"$@\" >> {}/calls\n",
-            dir.path().display()
-        ));
-        let limits = Limits {
-            pids_max: Some(Limit::At(64)),
-            ..Limits::default()
-        };
+        script(&format!("#!/bin/sh\necho \"$@\" >> {}/calls\n", dir.path().display()));
+        let limits = Limits { pids_max: Some(Limit::At(64)), ..Limits::default() };
         manager.set(group, &limits, true).unwrap();
         manager.set(group, &Limits::default(), true).unwrap();
         let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
-        assert_eq!(
-            calls,
-            "--no-ask-password set-property --runtime -- kubepods-burstable-poda_1.slice TasksMax=64\n"
-        );
+        assert_eq!(calls, "--no-ask-password set-property --runtime -- kubepods-burstable-poda_1.slice TasksMax=64\n");
 
         fs::create_dir_all(manager.control.join("kubepods-burstable-poda_1.slice.d")).unwrap();
         manager.forget(group);
@@ -217,9 +163,6 @@ mod tests {
 
         script("#!/bin/sh\necho 'Failed to connect to bus' >&2\nexit 1\n");
         let error = manager.set(group, &limits, true).unwrap_err().to_string();
-        assert!(
-            error.contains("poda_1.slice") && error.contains("connect to bus"),
-            "{error}"
-        );
+        assert!(error.contains("poda_1.slice") && error.contains("connect to bus"), "{error}");
     }
 }

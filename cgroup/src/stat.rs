@@ -66,10 +66,7 @@ pub struct Stats {
 /// Reads a group (a path from the mounts, such as `/kubepods`). An error that [`Error::is_gone`] means that it ended.
 pub fn group(hierarchy: &Hierarchy, group: &str) -> Result<Stats> {
     let memory = if hierarchy.has(Controller::Memory) {
-        Some(memory(
-            &hierarchy.dir(Controller::Memory, group)?,
-            hierarchy.is_v2(Controller::Memory),
-        )?)
+        Some(memory(&hierarchy.dir(Controller::Memory, group)?, hierarchy.is_v2(Controller::Memory))?)
     } else {
         None
     };
@@ -105,31 +102,15 @@ pub fn node(hierarchy: &Hierarchy) -> Result<Stats> {
 
 fn memory(dir: &CgroupDir, v2: bool) -> Result<Memory> {
     let (usage_file, limit_file, inactive, rss, faults, major) = if v2 {
-        (
-            "memory.current",
-            "memory.max",
-            "inactive_file",
-            "anon",
-            "pgfault",
-            "pgmajfault",
-        )
+        ("memory.current", "memory.max", "inactive_file", "anon", "pgfault", "pgmajfault")
     } else {
-        (
-            "memory.usage_in_bytes",
-            "memory.limit_in_bytes",
-            "total_inactive_file",
-            "total_rss",
-            "total_pgfault",
-            "total_pgmajfault",
-        )
+        ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault")
     };
     let usage = dir.read_u64(usage_file)?;
     let stat = dir.read("memory.stat")?;
     let number = |key| match keyed(&stat, key) {
         Some(Ok(number)) => Ok(number),
-        Some(Err(())) | None => {
-            Err(dir.parse_error("memory.stat", &stat, "lines of a key and a number"))
-        }
+        Some(Err(())) | None => Err(dir.parse_error("memory.stat", &stat, "lines of a key and a number")),
     };
     Ok(Memory {
         usage,
@@ -143,21 +124,10 @@ fn memory(dir: &CgroupDir, v2: bool) -> Result<Memory> {
 
 fn node_memory(hierarchy: &Hierarchy, root: Option<CgroupDir>) -> Result<Memory> {
     let path = hierarchy.proc_root().join("meminfo");
-    let meminfo = fs::File::open(&path)
-        .map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })
-        .and_then(|open| {
-            Meminfo::from_read(open).map_err(|_| Error::Parse {
-                path: path.clone(),
-                text: String::new(),
-                expected: "memory totals",
-            })
-        })?;
-    let stat = root
-        .and_then(|dir| dir.read("memory.stat").ok())
-        .unwrap_or_default();
+    let meminfo = fs::File::open(&path).map_err(|source| Error::Read { path: path.clone(), source }).and_then(|open| {
+        Meminfo::from_read(open).map_err(|_| Error::Parse { path: path.clone(), text: String::new(), expected: "memory totals" })
+    })?;
+    let stat = root.and_then(|dir| dir.read("memory.stat").ok()).unwrap_or_default();
     let number = |key, otherwise| match keyed(&stat, key) {
         Some(Ok(number)) => number,
         Some(Err(())) | None => otherwise,
@@ -181,33 +151,22 @@ fn cpu(hierarchy: &Hierarchy, group: &str) -> Result<Option<Cpu>> {
         return match keyed(&text, "usage_usec") {
             Some(Ok(us)) => Ok(Some(Cpu {
                 usage_ns: us.saturating_mul(1000),
-                throttled_ns: keyed(&text, "throttled_usec")
-                    .and_then(Result::ok)
-                    .map(|us| us.saturating_mul(1000)),
+                throttled_ns: keyed(&text, "throttled_usec").and_then(Result::ok).map(|us| us.saturating_mul(1000)),
             })),
             Some(Err(())) | None => Err(dir.parse_error("cpu.stat", &text, "CPU times")),
         };
     }
-    let Some(usage_ns) = number_if_there(hierarchy, Controller::CpuAcct, group, "cpuacct.usage")?
-    else {
+    let Some(usage_ns) = number_if_there(hierarchy, Controller::CpuAcct, group, "cpuacct.usage")? else {
         return Ok(None);
     };
     let throttled_ns = match hierarchy.dir(Controller::Cpu, group) {
         Ok(dir) => dir.read_key("cpu.stat", "throttled_time").unwrap_or(None),
         Err(_) => None,
     };
-    Ok(Some(Cpu {
-        usage_ns,
-        throttled_ns,
-    }))
+    Ok(Some(Cpu { usage_ns, throttled_ns }))
 }
 
-fn number_if_there(
-    hierarchy: &Hierarchy,
-    controller: Controller,
-    group: &str,
-    file: &str,
-) -> Result<Option<u64>> {
+fn number_if_there(hierarchy: &Hierarchy, controller: Controller, group: &str, file: &str) -> Result<Option<u64>> {
     if !hierarchy.has(controller) {
         return Ok(None);
     }
@@ -237,12 +196,6 @@ pub fn pressures(hierarchy: &Hierarchy, group: &str) -> Result<Pressures> {
     let Some(dir) = hierarchy.unified_dir(group) else {
         return Ok(Pressures::default());
     };
-    let read = |resource: Resource| {
-        psi::read_file(&dir.path().join(format!("{}.pressure", resource.as_str())))
-    };
-    Ok(Pressures {
-        cpu: read(Resource::Cpu)?,
-        memory: read(Resource::Memory)?,
-        io: read(Resource::Io)?,
-    })
+    let read = |resource: Resource| psi::read_file(&dir.path().join(format!("{}.pressure", resource.as_str())));
+    Ok(Pressures { cpu: read(Resource::Cpu)?, memory: read(Resource::Memory)?, io: read(Resource::Io)? })
 }

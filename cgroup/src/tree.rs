@@ -156,12 +156,7 @@ impl PodTree {
     /// The hard memory limit of all pods in bytes, read from the kernel.
     pub fn memory_limit(&self) -> Result<Option<u64>> {
         let group = self.names.kubepods();
-        self.read_limit(
-            &group,
-            Controller::Memory,
-            "memory.limit_in_bytes",
-            "memory.max",
-        )
+        self.read_limit(&group, Controller::Memory, "memory.limit_in_bytes", "memory.max")
     }
 
     /// The `cgroup_parent` CRI wants for a pod.
@@ -181,10 +176,7 @@ impl PodTree {
             &Limits {
                 memory_max: Some(pod.memory_limit.into()),
                 cpu_shares: Some(pod.cpu_shares),
-                cpu_quota: Some(CpuQuota {
-                    quota_us: pod.cpu_quota,
-                    period_us: crate::CPU_PERIOD_US,
-                }),
+                cpu_quota: Some(CpuQuota { quota_us: pod.cpu_quota, period_us: crate::CPU_PERIOD_US }),
                 pids_max: Some(pod.pids.into()),
                 ..Limits::default()
             },
@@ -242,11 +234,7 @@ impl PodTree {
         let mut ids = BTreeSet::new();
         for dir in self.hierarchy.every_dir(&group) {
             let names = dir.children()?;
-            ids.extend(
-                names
-                    .iter()
-                    .filter_map(|name| self.names.container_of(name)),
-            );
+            ids.extend(names.iter().filter_map(|name| self.names.container_of(name)));
         }
         Ok(ids.into_iter().collect())
     }
@@ -287,21 +275,11 @@ impl PodTree {
         Ok(found.is_some_and(|found| found <= 2))
     }
 
-    fn read_limit(
-        &self,
-        group: &str,
-        controller: Controller,
-        v1: &str,
-        v2: &str,
-    ) -> Result<Option<u64>> {
+    fn read_limit(&self, group: &str, controller: Controller, v1: &str, v2: &str) -> Result<Option<u64>> {
         if !self.hierarchy.has(controller) {
             return Ok(None);
         }
-        let file = if self.hierarchy.is_v2(controller) {
-            v2
-        } else {
-            v1
-        };
+        let file = if self.hierarchy.is_v2(controller) { v2 } else { v1 };
         let dir = self.hierarchy.dir(controller, group)?;
         Ok(dir.read_limit(file)?.value())
     }
@@ -311,12 +289,7 @@ impl PodTree {
 fn qos_limits(allocatable: &NodeAllocatable, demand: &QosDemand) -> [(QosClass, Limits); 2] {
     let brake = |requests: u64, floor: u64| match allocatable.memory_limit {
         None => Limit::None,
-        Some(max) => Limit::At(
-            max.saturating_sub(allocatable.brake)
-                .saturating_sub(requests)
-                .max(floor)
-                .min(max),
-        ),
+        Some(max) => Limit::At(max.saturating_sub(allocatable.brake).saturating_sub(requests).max(floor).min(max)),
     };
     let burstable = Limits {
         cpu_shares: Some(milli_cpu_to_shares(demand.burstable_cpu_millis)),
@@ -325,18 +298,10 @@ fn qos_limits(allocatable: &NodeAllocatable, demand: &QosDemand) -> [(QosClass, 
     };
     let best_effort = Limits {
         cpu_shares: Some(milli_cpu_to_shares(0)),
-        memory_high: Some(brake(
-            demand
-                .guaranteed_memory
-                .saturating_add(demand.burstable_memory),
-            32 * MIB,
-        )),
+        memory_high: Some(brake(demand.guaranteed_memory.saturating_add(demand.burstable_memory), 32 * MIB)),
         ..Limits::default()
     };
-    [
-        (QosClass::Burstable, burstable),
-        (QosClass::BestEffort, best_effort),
-    ]
+    [(QosClass::Burstable, burstable), (QosClass::BestEffort, best_effort)]
 }
 
 #[cfg(test)]
@@ -345,51 +310,25 @@ mod tests {
 
     #[test]
     fn the_brake_is_below_the_limit_and_leaves_room_for_requests() {
-        let allocatable = NodeAllocatable {
-            memory_limit: Some(636 * MIB),
-            brake: 51 * MIB,
-            swap_limit: None,
-            cpu_millis: 4000,
-            pids_limit: None,
-        };
+        let allocatable =
+            NodeAllocatable { memory_limit: Some(636 * MIB), brake: 51 * MIB, swap_limit: None, cpu_millis: 4000, pids_limit: None };
         for (name, demand, burstable, best_effort) in [
             ("nothing requested", (0, 0), 585, 585),
             ("guaranteed", (100, 0), 485, 485),
             ("both", (100, 200), 485, 285),
             ("more than there is", (100, 2000), 485, 32),
         ] {
-            let demand = QosDemand {
-                guaranteed_memory: demand.0 * MIB,
-                burstable_memory: demand.1 * MIB,
-                burstable_cpu_millis: 0,
-            };
+            let demand = QosDemand { guaranteed_memory: demand.0 * MIB, burstable_memory: demand.1 * MIB, burstable_cpu_millis: 0 };
             let [(_, first), (_, second)] = qos_limits(&allocatable, &demand);
-            assert_eq!(
-                first.memory_high,
-                Some(Limit::At(burstable * MIB)),
-                "{name}"
-            );
-            assert_eq!(
-                second.memory_high,
-                Some(Limit::At(best_effort * MIB)),
-                "{name}"
-            );
+            assert_eq!(first.memory_high, Some(Limit::At(burstable * MIB)), "{name}");
+            assert_eq!(second.memory_high, Some(Limit::At(best_effort * MIB)), "{name}");
         }
     }
 
     #[test]
     fn classes_share_the_processor_by_requests() {
-        let allocatable = NodeAllocatable {
-            memory_limit: None,
-            brake: 0,
-            swap_limit: None,
-            cpu_millis: 4000,
-            pids_limit: None,
-        };
-        let demand = QosDemand {
-            burstable_cpu_millis: 1500,
-            ..QosDemand::default()
-        };
+        let allocatable = NodeAllocatable { memory_limit: None, brake: 0, swap_limit: None, cpu_millis: 4000, pids_limit: None };
+        let demand = QosDemand { burstable_cpu_millis: 1500, ..QosDemand::default() };
         let [(_, burstable), (_, best_effort)] = qos_limits(&allocatable, &demand);
         assert_eq!(burstable.cpu_shares, Some(1536));
         assert_eq!(burstable.memory_high, Some(Limit::None));

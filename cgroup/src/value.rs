@@ -23,13 +23,7 @@ impl Limit {
     pub fn parse(text: &str) -> Option<Limit> {
         match text.trim() {
             "max" | "-1" => Some(Limit::None),
-            number => number.parse::<u64>().ok().map(|value| {
-                if value >= 1 << 62 {
-                    Limit::None
-                } else {
-                    Limit::At(value)
-                }
-            }),
+            number => number.parse::<u64>().ok().map(|value| if value >= 1 << 62 { Limit::None } else { Limit::At(value) }),
         }
     }
 
@@ -70,11 +64,7 @@ pub enum QosClass {
 
 impl QosClass {
     /// All of them.
-    pub const ALL: [QosClass; 3] = [
-        QosClass::Guaranteed,
-        QosClass::Burstable,
-        QosClass::BestEffort,
-    ];
+    pub const ALL: [QosClass; 3] = [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort];
 
     /// As it is spelled in a pod's status.
     pub fn as_str(self) -> &'static str {
@@ -110,12 +100,7 @@ pub fn shares_to_weight(shares: u64) -> u64 {
 }
 
 /// `oom_score_adj` of a container. Burstable: 1000 less the share of the node's memory it requests, within 3..=999.
-pub fn oom_score_adj(
-    qos: QosClass,
-    node_critical: bool,
-    memory_request: u64,
-    node_memory: u64,
-) -> i32 {
+pub fn oom_score_adj(qos: QosClass, node_critical: bool, memory_request: u64, node_memory: u64) -> i32 {
     match qos {
         _ if node_critical => -997,
         QosClass::Guaranteed => -997,
@@ -150,15 +135,9 @@ mod tests {
 
     #[test]
     fn shares_and_weights_as_the_kubelet_computes_them() {
-        for (millis, shares, weight) in [
-            (0, 2, 1),
-            (1, 2, 1),
-            (100, 102, 4),
-            (1000, 1024, 39),
-            (2000, 2048, 79),
-            (4000, 4096, 157),
-            (1_000_000, 262_144, 10_000),
-        ] {
+        for (millis, shares, weight) in
+            [(0, 2, 1), (1, 2, 1), (100, 102, 4), (1000, 1024, 39), (2000, 2048, 79), (4000, 4096, 157), (1_000_000, 262_144, 10_000)]
+        {
             assert_eq!(milli_cpu_to_shares(millis), shares, "{millis}m");
             assert_eq!(shares_to_weight(shares), weight, "{shares} shares");
         }
@@ -166,18 +145,8 @@ mod tests {
 
     #[test]
     fn quota_has_a_floor_and_no_limit_is_no_quota() {
-        for (millis, quota) in [
-            (0, None),
-            (1, Some(1000)),
-            (10, Some(1000)),
-            (500, Some(50_000)),
-            (2000, Some(200_000)),
-        ] {
-            assert_eq!(
-                milli_cpu_to_quota(millis, CPU_PERIOD_US),
-                quota,
-                "{millis}m"
-            );
+        for (millis, quota) in [(0, None), (1, Some(1000)), (10, Some(1000)), (500, Some(50_000)), (2000, Some(200_000))] {
+            assert_eq!(milli_cpu_to_quota(millis, CPU_PERIOD_US), quota, "{millis}m");
         }
     }
 
@@ -188,28 +157,12 @@ mod tests {
             ("guaranteed", QosClass::Guaranteed, false, gib, -997),
             ("critical", QosClass::BestEffort, true, 0, -997),
             ("best effort", QosClass::BestEffort, false, 0, 1000),
-            (
-                "burstable without request",
-                QosClass::Burstable,
-                false,
-                0,
-                999,
-            ),
+            ("burstable without request", QosClass::Burstable, false, 0, 999),
             ("burstable half", QosClass::Burstable, false, 4 * gib, 500),
             ("burstable all", QosClass::Burstable, false, 8 * gib, 3),
-            (
-                "burstable more than all",
-                QosClass::Burstable,
-                false,
-                99 * gib,
-                3,
-            ),
+            ("burstable more than all", QosClass::Burstable, false, 99 * gib, 3),
         ] {
-            assert_eq!(
-                oom_score_adj(qos, critical, request, 8 * gib),
-                wanted,
-                "{name}"
-            );
+            assert_eq!(oom_score_adj(qos, critical, request, 8 * gib), wanted, "{name}");
         }
     }
 }

@@ -9,10 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use cgroup::reservation::{Capacity, Overrides, plan};
-use cgroup::{
-    Controller, Driver, Hierarchy, NodeAllocatable, OwnLimits, Placement, PodCgroup, PodTree,
-    QosClass, part_group, stat,
-};
+use cgroup::{Controller, Driver, Hierarchy, NodeAllocatable, OwnLimits, Placement, PodCgroup, PodTree, QosClass, part_group, stat};
 
 const MIB: u64 = 1 << 20;
 
@@ -60,25 +57,13 @@ impl Scratch {
         let group = format!("{pod}/{id}");
         self.tree.hierarchy().create(&group, false).unwrap();
         let dirs = self.tree.hierarchy().every_dir(&group);
-        let enter: String = dirs
-            .iter()
-            .filter(|dir| dir.exists())
-            .map(|dir| format!("echo $$ > {}/cgroup.procs; ", dir.path().display()))
-            .collect();
-        Command::new("sh")
-            .args(["-c", &format!("{enter} {script}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
+        let enter: String =
+            dirs.iter().filter(|dir| dir.exists()).map(|dir| format!("echo $$ > {}/cgroup.procs; ", dir.path().display())).collect();
+        Command::new("sh").args(["-c", &format!("{enter} {script}")]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     fn holds(&self, group: &str, pid: u32) -> bool {
-        let dir = self
-            .tree
-            .hierarchy()
-            .dir(Controller::Memory, group)
-            .unwrap();
+        let dir = self.tree.hierarchy().dir(Controller::Memory, group).unwrap();
         dir.processes().unwrap().contains(&(pid as i32))
     }
 }
@@ -111,19 +96,12 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 
 fn capacity() -> Capacity {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("MemTotal:"))
-        .unwrap();
+    let line = text.lines().find(|line| line.starts_with("MemTotal:")).unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     Capacity {
         memory: kib * 1024,
         cpu_millis: 2000,
-        threads_max: std::fs::read_to_string("/proc/sys/kernel/threads-max")
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap(),
+        threads_max: std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap().trim().parse().unwrap(),
     }
 }
 
@@ -134,42 +112,18 @@ fn the_limit_of_all_pods_is_capacity_minus_reservation() {
     };
     let capacity = capacity();
     let plan = plan(&capacity, &Overrides::default()).unwrap();
-    let enforced = scratch
-        .tree
-        .ensure_root(&NodeAllocatable::from(&plan))
-        .unwrap();
+    let enforced = scratch.tree.ensure_root(&NodeAllocatable::from(&plan)).unwrap();
     let reserved = plan.system_memory + plan.kube_memory;
     let wanted = capacity.memory - reserved;
-    let file = if scratch.tree.hierarchy().is_v2(Controller::Memory) {
-        "memory.max"
-    } else {
-        "memory.limit_in_bytes"
-    };
-    let dir = scratch
-        .tree
-        .hierarchy()
-        .dir(Controller::Memory, &enforced.group)
-        .unwrap();
+    let file = if scratch.tree.hierarchy().is_v2(Controller::Memory) { "memory.max" } else { "memory.limit_in_bytes" };
+    let dir = scratch.tree.hierarchy().dir(Controller::Memory, &enforced.group).unwrap();
     let found = dir.read_u64(file).unwrap();
-    assert!(
-        found <= wanted && wanted - found < 65_536,
-        "{} holds {found}, wanted {wanted}",
-        dir.path().display()
-    );
+    assert!(found <= wanted && wanted - found < 65_536, "{} holds {found}, wanted {wanted}", dir.path().display());
     assert_eq!(enforced.memory_limit, Some(found));
     // Twice is the same as once, and another amount replaces the first.
-    scratch
-        .tree
-        .ensure_root(&NodeAllocatable::from(&plan))
-        .unwrap();
-    let less = NodeAllocatable {
-        memory_limit: Some(512 * MIB),
-        ..NodeAllocatable::from(&plan)
-    };
-    assert_eq!(
-        scratch.tree.ensure_root(&less).unwrap().memory_limit,
-        Some(512 * MIB)
-    );
+    scratch.tree.ensure_root(&NodeAllocatable::from(&plan)).unwrap();
+    let less = NodeAllocatable { memory_limit: Some(512 * MIB), ..NodeAllocatable::from(&plan) };
+    assert_eq!(scratch.tree.ensure_root(&less).unwrap().memory_limit, Some(512 * MIB));
 }
 
 #[test]
@@ -178,58 +132,29 @@ fn removing_a_pod_kills_what_is_left_of_it_and_nothing_else() {
         return;
     };
     let plan = plan(&capacity(), &Overrides::default()).unwrap();
-    scratch
-        .tree
-        .ensure_root(&NodeAllocatable::from(&plan))
-        .unwrap();
+    scratch.tree.ensure_root(&NodeAllocatable::from(&plan)).unwrap();
     let others_before = memory_groups(&scratch);
     let pod = scratch.pod(None);
     let mut bystander = Command::new("sleep").arg("1000").spawn().unwrap();
     let mut child = scratch.container(&pod, "c1", "trap '' TERM; sleep 1000 & wait");
-    until("process in its group", || {
-        scratch.holds(&format!("{pod}/c1"), child.id())
-    });
+    until("process in its group", || scratch.holds(&format!("{pod}/c1"), child.id()));
 
     let uid = "11111111-2222-3333-4444-555555555555";
-    let listed: Vec<_> = scratch
-        .tree
-        .list_pods()
-        .unwrap()
-        .into_iter()
-        .map(|entry| entry.uid)
-        .collect();
+    let listed: Vec<_> = scratch.tree.list_pods().unwrap().into_iter().map(|entry| entry.uid).collect();
     assert_eq!(listed, [uid]);
-    assert_eq!(
-        scratch
-            .tree
-            .list_containers(uid, QosClass::Burstable)
-            .unwrap(),
-        ["c1"]
-    );
+    assert_eq!(scratch.tree.list_containers(uid, QosClass::Burstable).unwrap(), ["c1"]);
     let stats = scratch.tree.pod_stats(uid, QosClass::Burstable).unwrap();
     assert!(stats.tasks.unwrap() >= 1, "{stats:?}");
     assert!(stats.memory.unwrap().usage > 0, "{stats:?}");
     assert!(stats.cpu.unwrap().usage_ns > 0, "{stats:?}");
-    scratch
-        .tree
-        .container_stats(uid, QosClass::Burstable, "c1")
-        .unwrap();
+    scratch.tree.container_stats(uid, QosClass::Burstable, "c1").unwrap();
 
     scratch.tree.remove_pod(uid, QosClass::Burstable).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     assert_eq!(scratch.tree.list_pods().unwrap(), []);
-    assert!(
-        scratch
-            .tree
-            .pod_stats(uid, QosClass::Burstable)
-            .unwrap_err()
-            .is_gone()
-    );
+    assert!(scratch.tree.pod_stats(uid, QosClass::Burstable).unwrap_err().is_gone());
     scratch.tree.remove_pod(uid, QosClass::Burstable).unwrap();
-    assert!(
-        bystander.try_wait().unwrap().is_none(),
-        "a process outside was killed"
-    );
+    assert!(bystander.try_wait().unwrap().is_none(), "a process outside was killed");
     bystander.kill().unwrap();
     bystander.wait().unwrap();
     assert_eq!(memory_groups(&scratch), others_before);
@@ -237,11 +162,7 @@ fn removing_a_pod_kills_what_is_left_of_it_and_nothing_else() {
 
 /// The groups beside ours, which must not change.
 fn memory_groups(scratch: &Scratch) -> Vec<String> {
-    let root = scratch
-        .tree
-        .hierarchy()
-        .dir(Controller::Memory, "/")
-        .unwrap();
+    let root = scratch.tree.hierarchy().dir(Controller::Memory, "/").unwrap();
     let mut names = root.children().unwrap();
     names.retain(|name| !name.starts_with("edge-agent-test-") && !name.starts_with("edge-"));
     names
@@ -264,10 +185,7 @@ fn frozen_processes_die_too() {
         dir.write("freezer.state", "FROZEN").unwrap();
         until("frozen", || dir.read("freezer.state").unwrap() == "FROZEN");
     }
-    scratch
-        .tree
-        .remove_pod("11111111-2222-3333-4444-555555555555", QosClass::Burstable)
-        .unwrap();
+    scratch.tree.remove_pod("11111111-2222-3333-4444-555555555555", QosClass::Burstable).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
 }
 
@@ -282,10 +200,7 @@ fn memory_beyond_the_limit_is_a_counted_kill() {
     let mut child = scratch.container(&pod, "c1", "exec tail /dev/zero");
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     let hierarchy = scratch.tree.hierarchy();
-    let kills: u64 = [&pod, &group]
-        .iter()
-        .filter_map(|group| stat::oom_kills(hierarchy, group).unwrap())
-        .sum();
+    let kills: u64 = [&pod, &group].iter().filter_map(|group| stat::oom_kills(hierarchy, group).unwrap()).sum();
     assert!(kills >= 1, "{kills} kills counted");
 }
 
@@ -302,42 +217,20 @@ fn a_part_of_the_agent_gets_a_group_beside_the_pods() {
         cpu_weight: Some(500),
         pids_max: Some(256),
     };
-    let placed = Placement::enter(
-        scratch.tree.hierarchy(),
-        &scratch.root,
-        "edge-agent",
-        child.id(),
-        &limits,
-    )
-    .unwrap();
-    let Placement::Own { group, left_out } = placed else {
-        panic!("{placed:?}")
-    };
+    let placed = Placement::enter(scratch.tree.hierarchy(), &scratch.root, "edge-agent", child.id(), &limits).unwrap();
+    let Placement::Own { group, left_out } = placed else { panic!("{placed:?}") };
     assert_eq!(group, format!("{}/edge-agent", scratch.root));
     let text = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, at) = (fields.next().unwrap(), fields.next().unwrap());
-        if controllers
-            .split(',')
-            .any(|name| ["cpu", "pids"].contains(&name) && !left_out.contains(&name))
-        {
+        if controllers.split(',').any(|name| ["cpu", "pids"].contains(&name) && !left_out.contains(&name)) {
             assert_eq!(at, group, "{line}");
         }
     }
     // A child to be started gets the same treatment, by the directories it is to be written to.
-    let dirs = part_group(
-        scratch.tree.hierarchy(),
-        &scratch.root,
-        "containerd",
-        &OwnLimits::default(),
-    )
-    .unwrap();
-    assert!(
-        dirs.iter()
-            .all(|dir| dir.join("cgroup.procs").exists() && dir.ends_with("containerd")),
-        "{dirs:?}"
-    );
+    let dirs = part_group(scratch.tree.hierarchy(), &scratch.root, "containerd", &OwnLimits::default()).unwrap();
+    assert!(dirs.iter().all(|dir| dir.join("cgroup.procs").exists() && dir.ends_with("containerd")), "{dirs:?}");
     assert_eq!(dirs.is_empty(), left_out.len() == 4, "{dirs:?}");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -355,45 +248,22 @@ fn on_v2_the_agent_is_protected_and_pods_are_braked() {
     };
     let hierarchy = scratch.tree.hierarchy();
     if !hierarchy.is_v2(Controller::Memory) {
-        eprintln!(
-            "\nSKIP cgroup::v2: this machine has the memory controller in v1; cgroup/tests/on-v2 runs this in a virtual machine"
-        );
+        eprintln!("\nSKIP cgroup::v2: this machine has the memory controller in v1; cgroup/tests/on-v2 runs this in a virtual machine");
         return;
     }
     let plan = plan(&capacity(), &Overrides::default()).unwrap();
-    scratch
-        .tree
-        .ensure_root(&NodeAllocatable::from(&plan))
-        .unwrap();
-    let read = |group: &str, file: &str| {
-        hierarchy
-            .dir(Controller::Memory, group)
-            .unwrap()
-            .read(file)
-            .unwrap()
-    };
+    scratch.tree.ensure_root(&NodeAllocatable::from(&plan)).unwrap();
+    let read = |group: &str, file: &str| hierarchy.dir(Controller::Memory, group).unwrap().read(file).unwrap();
     let kubepods = scratch.tree.kubepods();
     let brake = plan.pods_memory_limit - plan.brake;
-    let found: u64 = read(&format!("{kubepods}/besteffort"), "memory.high")
-        .parse()
-        .unwrap();
-    assert!(
-        found <= brake && brake - found < 65_536,
-        "{found} is not {brake}"
-    );
+    let found: u64 = read(&format!("{kubepods}/besteffort"), "memory.high").parse().unwrap();
+    assert!(found <= brake && brake - found < 65_536, "{found} is not {brake}");
     assert_eq!(read(&format!("{kubepods}/besteffort"), "cpu.weight"), "1");
-    assert!(
-        hierarchy
-            .advice(cgroup::Board::detect(hierarchy.proc_root()))
-            .is_empty()
-    );
+    assert!(hierarchy.advice(cgroup::Board::detect(hierarchy.proc_root())).is_empty());
 
     // Promises hold only if every ancestor below the root makes them.
     let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-    let limits = OwnLimits {
-        memory_min: Some(8 * MIB),
-        ..OwnLimits::default()
-    };
+    let limits = OwnLimits { memory_min: Some(8 * MIB), ..OwnLimits::default() };
     Placement::enter(hierarchy, &scratch.root, "edge-agent", child.id(), &limits).unwrap();
     let group = format!("{}/edge-agent", scratch.root);
     assert!(scratch.holds(&group, child.id()));
@@ -406,23 +276,12 @@ fn on_v2_the_agent_is_protected_and_pods_are_braked() {
     let pod = scratch.pod(Some(64 * MIB));
     let stats = stat::group(hierarchy, &pod).unwrap();
     assert_eq!(stats.memory.unwrap().limit.value(), Some(64 * MIB));
-    if cgroup::psi::read(cgroup::psi::Resource::Memory)
-        .unwrap()
-        .is_some()
-    {
-        assert!(
-            stats.pressure.memory.is_some()
-                && stats.pressure.cpu.is_some()
-                && stats.pressure.io.is_some(),
-            "{stats:?}"
-        );
+    if cgroup::psi::read(cgroup::psi::Resource::Memory).unwrap().is_some() {
+        assert!(stats.pressure.memory.is_some() && stats.pressure.cpu.is_some() && stats.pressure.io.is_some(), "{stats:?}");
     }
     let node = scratch.tree.node_stats().unwrap();
     let memory = node.memory.unwrap();
-    assert!(
-        memory.working_set > 0 && memory.working_set < plan.memory_capacity,
-        "{node:?}"
-    );
+    assert!(memory.working_set > 0 && memory.working_set < plan.memory_capacity, "{node:?}");
     assert!(node.cpu.unwrap().usage_ns > 0, "{node:?}");
     assert!(node.oom_kills.is_some(), "{node:?}");
 }

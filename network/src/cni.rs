@@ -35,15 +35,7 @@ impl CniConfig {
 
     /// K3s' names, no MTU, no bandwidth plugin.
     pub fn new(pod_cidrs: Vec<IpNet>, cluster_cidrs: Vec<IpNet>, data_dir: PathBuf) -> CniConfig {
-        CniConfig {
-            name: "cbr0".to_owned(),
-            bridge: "cni0".to_owned(),
-            pod_cidrs,
-            cluster_cidrs,
-            mtu: None,
-            data_dir,
-            bandwidth: false,
-        }
+        CniConfig { name: "cbr0".to_owned(), bridge: "cni0".to_owned(), pod_cidrs, cluster_cidrs, mtu: None, data_dir, bandwidth: false }
     }
 }
 
@@ -59,11 +51,7 @@ pub enum Written {
 /// The configuration as JSON. Fails on a configuration that no plugin would take.
 pub fn conflist(config: &CniConfig) -> Result<Value> {
     check(config)?;
-    let ranges: Vec<Value> = config
-        .pod_cidrs
-        .iter()
-        .map(|cidr| json!([{ "subnet": cidr.trunc().to_string() }]))
-        .collect();
+    let ranges: Vec<Value> = config.pod_cidrs.iter().map(|cidr| json!([{ "subnet": cidr.trunc().to_string() }])).collect();
     let routes: Vec<Value> = config
         .cluster_cidrs
         .iter()
@@ -88,10 +76,7 @@ pub fn conflist(config: &CniConfig) -> Result<Value> {
     if let Some(mtu) = config.mtu {
         bridge["mtu"] = json!(mtu);
     }
-    let mut plugins = vec![
-        bridge,
-        json!({ "type": "portmap", "capabilities": { "portMappings": true } }),
-    ];
+    let mut plugins = vec![bridge, json!({ "type": "portmap", "capabilities": { "portMappings": true } })];
     if config.bandwidth {
         plugins.push(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
     }
@@ -99,36 +84,15 @@ pub fn conflist(config: &CniConfig) -> Result<Value> {
 }
 
 fn check(config: &CniConfig) -> Result<()> {
-    let refuse = |what, value: &str, reason| {
-        Err(Error::Config {
-            what,
-            value: value.to_owned(),
-            reason,
-        })
-    };
-    let plain = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    };
+    let refuse = |what, value: &str, reason| Err(Error::Config { what, value: value.to_owned(), reason });
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     if !plain(&config.bridge) || config.bridge.len() > 15 {
         return refuse("bridge", &config.bridge, "not a name for a network device");
     }
     if !plain(&config.name) {
-        return refuse(
-            "network name",
-            &config.name,
-            "only letters, digits and -_. are allowed",
-        );
+        return refuse("network name", &config.name, "only letters, digits and -_. are allowed");
     }
-    let families = |v4: bool| {
-        config
-            .pod_cidrs
-            .iter()
-            .filter(|cidr| matches!(cidr, IpNet::V4(_)) == v4)
-            .count()
-    };
+    let families = |v4: bool| config.pod_cidrs.iter().filter(|cidr| matches!(cidr, IpNet::V4(_)) == v4).count();
     let text = format!("{:?}", config.pod_cidrs);
     if config.pod_cidrs.is_empty() {
         return refuse("podCIDRs", &text, "at least one is needed");
@@ -138,21 +102,14 @@ fn check(config: &CniConfig) -> Result<()> {
     }
     for cidr in &config.pod_cidrs {
         if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
-            return refuse(
-                "podCIDR",
-                &cidr.to_string(),
-                "too small for a gateway and one pod",
-            );
+            return refuse("podCIDR", &cidr.to_string(), "too small for a gateway and one pod");
         }
     }
     Ok(())
 }
 
 fn same_family(a: &IpNet, b: &IpNet) -> bool {
-    matches!(
-        (a, b),
-        (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
-    )
+    matches!((a, b), (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_)))
 }
 
 /// Writes the configuration into `dir`, whole or not at all, and only if it differs from what is there.
@@ -172,10 +129,7 @@ pub fn write_conflist(dir: &Path, config: &CniConfig) -> Result<Written> {
         file.sync_all()?;
         fs::rename(&temporary, &path)
     };
-    write().map_err(|source| Error::Write {
-        path: path.clone(),
-        source,
-    })?;
+    write().map_err(|source| Error::Write { path: path.clone(), source })?;
     Ok(Written::Changed)
 }
 
@@ -239,10 +193,7 @@ mod tests {
     fn two_families_and_only_fitting_routes() {
         let found = conflist(&config(&["10.42.3.0/24", "2001:db8:42:3::/64"])).unwrap();
         let ipam = &found["plugins"][0]["ipam"];
-        assert_eq!(
-            ipam["ranges"],
-            json!([[{"subnet": "10.42.3.0/24"}], [{"subnet": "2001:db8:42:3::/64"}]])
-        );
+        assert_eq!(ipam["ranges"], json!([[{"subnet": "10.42.3.0/24"}], [{"subnet": "2001:db8:42:3::/64"}]]));
         let found = conflist(&config(&["2001:db8:42:3::/64"])).unwrap();
         assert_eq!(found["plugins"][0]["ipam"]["routes"], json!([]));
     }
@@ -251,19 +202,12 @@ mod tests {
     fn configurations_that_cannot_work_are_refused() {
         for (name, cidrs, bridge) in [
             ("none", vec![], "cni0"),
-            (
-                "two of a family",
-                vec!["10.42.3.0/24", "10.42.4.0/24"],
-                "cni0",
-            ),
+            ("two of a family", vec!["10.42.3.0/24", "10.42.4.0/24"], "cni0"),
             ("too small", vec!["10.42.3.0/31"], "cni0"),
             ("long bridge", vec!["10.42.3.0/24"], "a-very-long-bridge"),
             ("odd bridge", vec!["10.42.3.0/24"], "a/b"),
         ] {
-            let config = CniConfig {
-                bridge: bridge.to_owned(),
-                ..config(&cidrs)
-            };
+            let config = CniConfig { bridge: bridge.to_owned(), ..config(&cidrs) };
             assert!(conflist(&config).is_err(), "{name}");
         }
     }
@@ -277,10 +221,7 @@ mod tests {
         assert_eq!(write_conflist(&dir, &first).unwrap(), Written::Unchanged);
         let second = config(&["10.42.4.0/24"]);
         assert_eq!(write_conflist(&dir, &second).unwrap(), Written::Changed);
-        let names: Vec<_> = fs::read_dir(&dir)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, [CniConfig::FILE]);
         remove_conflist(&dir).unwrap();
         remove_conflist(&dir).unwrap();

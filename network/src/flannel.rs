@@ -52,10 +52,7 @@ impl Backend {
 
 /// The annotations of a node that uses host-gw and is reached at these addresses (at most one per family is used).
 pub fn annotations(public_ips: &[IpAddr]) -> BTreeMap<&'static str, String> {
-    let mut all = BTreeMap::from([
-        (KUBE_SUBNET_MANAGER, "true".to_owned()),
-        (BACKEND_TYPE, Backend::HostGw.as_str().to_owned()),
-    ]);
+    let mut all = BTreeMap::from([(KUBE_SUBNET_MANAGER, "true".to_owned()), (BACKEND_TYPE, Backend::HostGw.as_str().to_owned())]);
     for ip in public_ips {
         let (address, data) = match ip {
             IpAddr::V4(_) => (PUBLIC_IP, BACKEND_DATA),
@@ -69,20 +66,14 @@ pub fn annotations(public_ips: &[IpAddr]) -> BTreeMap<&'static str, String> {
 
 /// The annotations of a node that uses vxlan: its address and its device's MAC, per family.
 pub fn vxlan_annotations(ends: &[(IpAddr, Mac)]) -> BTreeMap<&'static str, String> {
-    let mut all = BTreeMap::from([
-        (KUBE_SUBNET_MANAGER, "true".to_owned()),
-        (BACKEND_TYPE, Backend::Vxlan.as_str().to_owned()),
-    ]);
+    let mut all = BTreeMap::from([(KUBE_SUBNET_MANAGER, "true".to_owned()), (BACKEND_TYPE, Backend::Vxlan.as_str().to_owned())]);
     for (ip, mac) in ends {
         let (address, data) = match ip {
             IpAddr::V4(_) => (PUBLIC_IP, BACKEND_DATA),
             IpAddr::V6(_) => (PUBLIC_IPV6, BACKEND_V6_DATA),
         };
         all.insert(address, ip.to_string());
-        all.insert(
-            data,
-            format!("{{\"VNI\":{},\"VtepMAC\":\"{mac}\"}}", vxlan::VNI),
-        );
+        all.insert(data, format!("{{\"VNI\":{},\"VtepMAC\":\"{mac}\"}}", vxlan::VNI));
     }
     all
 }
@@ -97,46 +88,25 @@ pub fn vtep_mac(annotations: &BTreeMap<String, String>, key: &str) -> Option<Mac
         mac: String,
     }
     let data: Data = serde_json::from_str(annotations.get(key)?).ok()?;
-    (data.vni == vxlan::VNI)
-        .then(|| data.mac.parse().ok())
-        .flatten()
+    (data.vni == vxlan::VNI).then(|| data.mac.parse().ok()).flatten()
 }
 
 /// A vxlan peer as its Node object describes it.
-pub fn vxlan_peer(
-    name: &str,
-    annotations: &BTreeMap<String, String>,
-    pod_cidrs: &[IpNet],
-) -> Option<VxlanPeer> {
+pub fn vxlan_peer(name: &str, annotations: &BTreeMap<String, String>, pod_cidrs: &[IpNet]) -> Option<VxlanPeer> {
     let peer = peer(name, annotations, pod_cidrs, Backend::Vxlan)?;
-    let (mac, mac_v6) = (
-        vtep_mac(annotations, BACKEND_DATA),
-        vtep_mac(annotations, BACKEND_V6_DATA),
-    );
+    let (mac, mac_v6) = (vtep_mac(annotations, BACKEND_DATA), vtep_mac(annotations, BACKEND_V6_DATA));
     (mac.is_some() || mac_v6.is_some()).then_some(VxlanPeer { peer, mac, mac_v6 })
 }
 
 /// A peer as its Node object describes it; `None` if it does not take part with this backend or is not ready to (no
 /// podCIDR or address yet).
-pub fn peer(
-    name: &str,
-    annotations: &BTreeMap<String, String>,
-    pod_cidrs: &[IpNet],
-    backend: Backend,
-) -> Option<Peer> {
+pub fn peer(name: &str, annotations: &BTreeMap<String, String>, pod_cidrs: &[IpNet], backend: Backend) -> Option<Peer> {
     let is = |key: &str, wanted: &str| annotations.get(key).is_some_and(|found| found == wanted);
     if !is(KUBE_SUBNET_MANAGER, "true") || !is(BACKEND_TYPE, backend.as_str()) {
         return None;
     }
-    let ips: Vec<IpAddr> = [PUBLIC_IP, PUBLIC_IPV6]
-        .iter()
-        .filter_map(|key| annotations.get(*key)?.parse().ok())
-        .collect();
-    (!ips.is_empty() && !pod_cidrs.is_empty()).then(|| Peer {
-        name: name.to_owned(),
-        pod_cidrs: pod_cidrs.to_vec(),
-        ips,
-    })
+    let ips: Vec<IpAddr> = [PUBLIC_IP, PUBLIC_IPV6].iter().filter_map(|key| annotations.get(*key)?.parse().ok()).collect();
+    (!ips.is_empty() && !pod_cidrs.is_empty()).then(|| Peer { name: name.to_owned(), pod_cidrs: pod_cidrs.to_vec(), ips })
 }
 
 #[cfg(test)]
@@ -144,9 +114,7 @@ mod tests {
     use super::*;
 
     fn owned(map: BTreeMap<&'static str, String>) -> BTreeMap<String, String> {
-        map.into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect()
+        map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     #[test]
@@ -183,25 +151,15 @@ mod tests {
     #[test]
     fn vxlan_data_is_spelled_as_flannel_does_and_read_back() {
         let mac: Mac = "aa:bb:cc:dd:ee:ff".parse().unwrap();
-        let ends = [
-            ("192.168.1.13".parse().unwrap(), mac),
-            ("2001:db8::13".parse().unwrap(), mac),
-        ];
+        let ends = [("192.168.1.13".parse().unwrap(), mac), ("2001:db8::13".parse().unwrap(), mac)];
         let written = owned(vxlan_annotations(&ends));
-        assert_eq!(
-            written[BACKEND_DATA],
-            r#"{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#
-        );
+        assert_eq!(written[BACKEND_DATA], r#"{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#);
         assert_eq!(written[BACKEND_TYPE], "vxlan");
         let cidr: IpNet = "10.42.3.0/24".parse().unwrap();
         let found = vxlan_peer("b", &written, &[cidr]).unwrap();
         assert_eq!((found.mac, found.mac_v6), (Some(mac), Some(mac)));
         let mut other = written.clone();
-        for (data, left) in [
-            ("null", None),
-            (r#"{"VNI":4096,"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#, None),
-            ("{", None),
-        ] {
+        for (data, left) in [("null", None), (r#"{"VNI":4096,"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#, None), ("{", None)] {
             other.insert(BACKEND_DATA.to_owned(), data.to_owned());
             assert_eq!(vtep_mac(&other, BACKEND_DATA), left, "{data}");
         }

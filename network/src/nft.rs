@@ -36,16 +36,8 @@ pub struct Firewall {
 impl Firewall {
     /// The table `edge_agent_<instance>`; characters that nftables does not take become `_`.
     pub fn new(instance: &str) -> Firewall {
-        let name: String = instance
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-            .take(64)
-            .collect();
-        Firewall {
-            table: format!("edge_agent_{name}"),
-            nft: "nft".into(),
-            iptables: "iptables".into(),
-        }
+        let name: String = instance.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(64).collect();
+        Firewall { table: format!("edge_agent_{name}"), nft: "nft".into(), iptables: "iptables".into() }
     }
 
     /// The table's name.
@@ -61,18 +53,12 @@ impl Firewall {
 
     /// Removes the rules; none is removed already.
     pub fn remove(&self) -> Result<()> {
-        self.run_nft(&format!(
-            "table inet {table}\ndelete table inet {table}\n",
-            table = self.table
-        ))?;
+        self.run_nft(&format!("table inet {table}\ndelete table inet {table}\n", table = self.table))?;
         self.close_iptables_forward()
     }
 
     fn run_nft(&self, rules: &str) -> Result<()> {
-        let run = |source| Error::Run {
-            program: self.nft.clone(),
-            source,
-        };
+        let run = |source| Error::Run { program: self.nft.clone(), source };
         let mut child = Command::new(&self.nft)
             .args(["-f", "-"])
             .stdin(Stdio::piped())
@@ -81,10 +67,7 @@ impl Firewall {
             .spawn()
             .map_err(run)?;
         // Dropped at the end of the statement, which is the end of the input. Should nft end early, its status says why.
-        let fed = child
-            .stdin
-            .take()
-            .map_or(Ok(()), |mut input| input.write_all(rules.as_bytes()));
+        let fed = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(rules.as_bytes()));
         let output = child.wait_with_output().map_err(run)?;
         if !output.status.success() {
             return Err(self.refused(&self.nft, &output.stderr));
@@ -95,10 +78,7 @@ impl Firewall {
     fn refused(&self, program: &std::path::Path, complaint: &[u8]) -> Error {
         let text = String::from_utf8_lossy(complaint);
         let message: Vec<&str> = text.lines().take(3).map(str::trim).collect();
-        Error::Refused {
-            program: program.to_owned(),
-            message: message.join("; "),
-        }
+        Error::Refused { program: program.to_owned(), message: message.join("; ") }
     }
 
     /// Accepting in our table does not help where another one drops: Docker sets the policy of iptables' FORWARD to
@@ -139,31 +119,13 @@ impl Firewall {
     }
 
     fn forward_rule(&self, side: &str, cidr: &str) -> Vec<String> {
-        [
-            side,
-            cidr,
-            "-m",
-            "comment",
-            "--comment",
-            &self.table,
-            "-j",
-            "ACCEPT",
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        [side, cidr, "-m", "comment", "--comment", &self.table, "-j", "ACCEPT"].map(str::to_owned).to_vec()
     }
 
     /// `None` where there is no iptables, and so nobody who set a policy with it.
     fn iptables_forward(&self) -> Option<String> {
-        let output = Command::new(&self.iptables)
-            .args(["-w", "5", "-S", "FORWARD"])
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = Command::new(&self.iptables).args(["-w", "5", "-S", "FORWARD"]).stderr(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn run_iptables(&self, action: &str, rule: &[String]) -> Result<std::process::Output> {
@@ -171,10 +133,7 @@ impl Firewall {
             .args(["-w", "5", action, "FORWARD"])
             .args(rule)
             .output()
-            .map_err(|source| Error::Run {
-                program: self.iptables.clone(),
-                source,
-            })
+            .map_err(|source| Error::Run { program: self.iptables.clone(), source })
     }
 }
 
@@ -192,28 +151,18 @@ pub fn ruleset(table: &str, masquerade: &Masquerade) -> String {
             IpNet::V6(_) => ("ip6", "ff00::/8"),
         };
         let cluster_text = cluster.trunc();
-        forward += &format!(
-            "    {ip} saddr {cluster_text} accept\n    {ip} daddr {cluster_text} accept\n"
-        );
+        forward += &format!("    {ip} saddr {cluster_text} accept\n    {ip} daddr {cluster_text} accept\n");
         if !is_v4(cluster) && !masquerade.ipv6 {
             continue;
         }
-        for pods in masquerade
-            .pod_cidrs
-            .iter()
-            .filter(|pods| is_v4(pods) == is_v4(cluster))
-        {
+        for pods in masquerade.pod_cidrs.iter().filter(|pods| is_v4(pods) == is_v4(cluster)) {
             let pods = pods.trunc();
             post += &format!("    {ip} saddr {pods} {ip} daddr {cluster_text} return\n");
             post += &format!("    {ip} saddr {cluster_text} {ip} daddr {pods} return\n");
             post += &format!("    {ip} saddr != {cluster_text} {ip} daddr {pods} return\n");
         }
-        post += &format!(
-            "    {ip} saddr {cluster_text} {ip} daddr != {multicast} masquerade fully-random\n"
-        );
-        post += &format!(
-            "    {ip} saddr != {cluster_text} {ip} daddr {cluster_text} masquerade fully-random\n"
-        );
+        post += &format!("    {ip} saddr {cluster_text} {ip} daddr != {multicast} masquerade fully-random\n");
+        post += &format!("    {ip} saddr != {cluster_text} {ip} daddr {cluster_text} masquerade fully-random\n");
     }
     format!(
         "table inet {table}\n\
@@ -255,11 +204,7 @@ mod tests {
 
     #[test]
     fn ipv6_is_masqueraded_on_request_only() {
-        let mut masquerade = Masquerade {
-            cluster_cidrs: nets(&["fd00:42::/56"]),
-            pod_cidrs: nets(&["fd00:42:0:3::/64"]),
-            ipv6: false,
-        };
+        let mut masquerade = Masquerade { cluster_cidrs: nets(&["fd00:42::/56"]), pod_cidrs: nets(&["fd00:42:0:3::/64"]), ipv6: false };
         assert!(!ruleset("t", &masquerade).contains("masquerade"));
         masquerade.ipv6 = true;
         assert!(ruleset("t", &masquerade).contains("ip6 daddr != ff00::/8 masquerade"));
@@ -267,9 +212,6 @@ mod tests {
 
     #[test]
     fn table_names_are_made_of_what_nftables_takes() {
-        assert_eq!(
-            Firewall::new("node-1; flush").table(),
-            "edge_agent_node_1__flush"
-        );
+        assert_eq!(Firewall::new("node-1; flush").table(), "edge_agent_node_1__flush");
     }
 }

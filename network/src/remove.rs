@@ -34,10 +34,7 @@ pub fn remove(instance: &Instance) -> Vec<Error> {
         note(delete_interface(vxlan::DEVICE_V6));
     }
     note(match std::fs::remove_dir_all(&instance.cni_data_dir) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Write {
-            path: instance.cni_data_dir.clone(),
-            source,
-        }),
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Write { path: instance.cni_data_dir.clone(), source }),
         Ok(()) | Err(_) => Ok(()),
     });
     failures

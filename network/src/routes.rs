@@ -95,15 +95,8 @@ pub struct Plan {
 /// Compares the wanted routes with those there are. `existing` are all routes of the main table, foreign ones included.
 pub fn plan(peers: &[Peer], own: &Own, existing: &[ExistingRoute], protocol: u8) -> Plan {
     plan_with(peers, own, existing, protocol, |peer, destination| {
-        let gateway = peer
-            .ips
-            .iter()
-            .find(|ip| ip.is_ipv4() == destination.addr().is_ipv4())?;
-        Some(Route {
-            destination,
-            gateway: *gateway,
-            device: None,
-        })
+        let gateway = peer.ips.iter().find(|ip| ip.is_ipv4() == destination.addr().is_ipv4())?;
+        Some(Route { destination, gateway: *gateway, device: None })
     })
 }
 
@@ -124,11 +117,9 @@ pub(crate) fn plan_with(
         for cidr in peer.pod_cidrs.iter().map(IpNet::trunc) {
             let route = via(peer, cidr);
             // A foreign route that is the very same does its work; flannel leaves such ones behind.
-            let foreign = existing.iter().any(|there| {
-                there.destination == cidr
-                    && there.protocol != protocol
-                    && !route.is_some_and(|route| same(&route, there))
-            });
+            let foreign = existing
+                .iter()
+                .any(|there| there.destination == cidr && there.protocol != protocol && !route.is_some_and(|route| same(&route, there)));
             let reason = match route {
                 _ if own.pod_cidrs.iter().any(|ours| overlap(ours, &cidr)) => Reason::OverlapsOwn,
                 _ if wanted.keys().any(|other| overlap(other, &cidr)) => Reason::OverlapsPeer,
@@ -140,24 +131,14 @@ pub(crate) fn plan_with(
                     continue;
                 }
             };
-            plan.refused.push(Refused {
-                peer: peer.name.clone(),
-                destination: cidr,
-                reason,
-            });
+            plan.refused.push(Refused { peer: peer.name.clone(), destination: cidr, reason });
         }
     }
 
     for there in existing.iter().filter(|there| there.protocol == protocol) {
-        let keep = wanted
-            .get(&there.destination)
-            .is_some_and(|route| same(route, there));
+        let keep = wanted.get(&there.destination).is_some_and(|route| same(route, there));
         if let (false, Some(gateway)) = (keep, there.gateway) {
-            plan.changes.push(RouteChange::Delete(Route {
-                destination: there.destination,
-                gateway,
-                device: there.interface,
-            }));
+            plan.changes.push(RouteChange::Delete(Route { destination: there.destination, gateway, device: there.interface }));
         }
     }
     for route in wanted.into_values() {
@@ -200,10 +181,7 @@ pub struct Synced {
 impl Routes {
     /// Opens the kernel's routing socket. Routes carry `protocol`, usually [`PROTOCOL`].
     pub fn open(protocol: u8) -> Result<Routes> {
-        Ok(Routes {
-            netlink: Netlink::open()?,
-            protocol,
-        })
+        Ok(Routes { netlink: Netlink::open()?, protocol })
     }
 
     /// Makes the routes as they should be for these peers. Cheap when nothing changed; call it again when a Node changes and
@@ -211,10 +189,7 @@ impl Routes {
     pub fn sync(&mut self, peers: &[Peer], own: &Own) -> Result<Synced> {
         let existing = self.netlink.routes()?;
         let Plan { changes, refused } = plan(peers, own, &existing, self.protocol);
-        let mut synced = Synced {
-            refused,
-            ..Synced::default()
-        };
+        let mut synced = Synced { refused, ..Synced::default() };
         for change in changes {
             match self.apply(change) {
                 Ok(()) => synced.changed.push(change),
@@ -259,29 +234,17 @@ mod tests {
     }
 
     fn there(destination: &str, gateway: &str, protocol: u8) -> ExistingRoute {
-        ExistingRoute {
-            destination: net(destination),
-            gateway: gateway.parse().ok(),
-            protocol,
-            interface: None,
-        }
+        ExistingRoute { destination: net(destination), gateway: gateway.parse().ok(), protocol, interface: None }
     }
 
     fn check(name: &str, peers: &[Peer], existing: &[ExistingRoute], wanted: &[&str]) {
-        let own = Own {
-            name: "me".to_owned(),
-            pod_cidrs: vec![net("10.42.0.0/24")],
-            ips: vec!["192.168.1.10".parse().unwrap()],
-        };
+        let own = Own { name: "me".to_owned(), pod_cidrs: vec![net("10.42.0.0/24")], ips: vec!["192.168.1.10".parse().unwrap()] };
         let plan = plan(peers, &own, existing, PROTOCOL);
         let changes = plan.changes.iter().map(|change| match change {
             RouteChange::Add(route) => format!("+{} {}", route.destination, route.gateway),
             RouteChange::Delete(route) => format!("-{} {}", route.destination, route.gateway),
         });
-        let refused = plan
-            .refused
-            .iter()
-            .map(|refused| format!("!{} {:?}", refused.peer, refused.reason));
+        let refused = plan.refused.iter().map(|refused| format!("!{} {:?}", refused.peer, refused.reason));
         assert_eq!(changes.chain(refused).collect::<Vec<_>>(), wanted, "{name}");
     }
 
@@ -290,83 +253,36 @@ mod tests {
         let b = || peer("b", &["10.42.1.0/24"], &["192.168.1.11"]);
         check("nobody", &[], &[], &[]);
         check("a new peer", &[b()], &[], &["+10.42.1.0/24 192.168.1.11"]);
-        check(
-            "nothing to do",
-            &[b()],
-            &[there("10.42.1.0/24", "192.168.1.11", PROTOCOL)],
-            &[],
-        );
+        check("nothing to do", &[b()], &[there("10.42.1.0/24", "192.168.1.11", PROTOCOL)], &[]);
         check(
             "a peer that moved",
             &[b()],
             &[there("10.42.1.0/24", "192.168.1.99", PROTOCOL)],
             &["-10.42.1.0/24 192.168.1.99", "+10.42.1.0/24 192.168.1.11"],
         );
-        check(
-            "a peer that left",
-            &[],
-            &[there("10.42.1.0/24", "192.168.1.11", PROTOCOL)],
-            &["-10.42.1.0/24 192.168.1.11"],
-        );
-        check(
-            "foreign routes stay",
-            &[],
-            &[
-                there("10.42.1.0/24", "192.168.1.11", 4),
-                there("0.0.0.0/0", "192.168.1.1", 3),
-            ],
-            &[],
-        );
+        check("a peer that left", &[], &[there("10.42.1.0/24", "192.168.1.11", PROTOCOL)], &["-10.42.1.0/24 192.168.1.11"]);
+        check("foreign routes stay", &[], &[there("10.42.1.0/24", "192.168.1.11", 4), there("0.0.0.0/0", "192.168.1.1", 3)], &[]);
         check(
             "two families",
-            &[peer(
-                "b",
-                &["10.42.1.0/24", "fd00:1::/64"],
-                &["192.168.1.11", "fd01::b"],
-            )],
+            &[peer("b", &["10.42.1.0/24", "fd00:1::/64"], &["192.168.1.11", "fd01::b"])],
             &[],
             &["+10.42.1.0/24 192.168.1.11", "+fd00:1::/64 fd01::b"],
         );
-        check(
-            "ourselves",
-            &[peer("me", &["10.42.0.0/24"], &["192.168.1.10"])],
-            &[],
-            &[],
-        );
+        check("ourselves", &[peer("me", &["10.42.0.0/24"], &["192.168.1.10"])], &[], &[]);
     }
 
     #[test]
     fn what_cannot_be_routed_is_named() {
         let b = || peer("b", &["10.42.1.0/24"], &["192.168.1.11"]);
-        check(
-            "our own range",
-            &[peer("x", &["10.42.0.128/25"], &["192.168.1.12"])],
-            &[],
-            &["!x OverlapsOwn"],
-        );
+        check("our own range", &[peer("x", &["10.42.0.128/25"], &["192.168.1.12"])], &[], &["!x OverlapsOwn"]);
         check(
             "two peers with one range",
             &[peer("c", &["10.42.1.0/24"], &["192.168.1.12"]), b()],
             &[],
             &["+10.42.1.0/24 192.168.1.11", "!c OverlapsPeer"],
         );
-        check(
-            "no address of the family",
-            &[peer("x", &["fd00:1::/64"], &["192.168.1.12"])],
-            &[],
-            &["!x NoAddress"],
-        );
-        check(
-            "our address",
-            &[peer("x", &["10.42.5.0/24"], &["192.168.1.10"])],
-            &[],
-            &["!x OwnAddress"],
-        );
-        check(
-            "a foreign route",
-            &[b()],
-            &[there("10.42.1.0/24", "192.168.1.77", 4)],
-            &["!b ForeignRoute"],
-        );
+        check("no address of the family", &[peer("x", &["fd00:1::/64"], &["192.168.1.12"])], &[], &["!x NoAddress"]);
+        check("our address", &[peer("x", &["10.42.5.0/24"], &["192.168.1.10"])], &[], &["!x OwnAddress"]);
+        check("a foreign route", &[b()], &[there("10.42.1.0/24", "192.168.1.77", 4)], &["!b ForeignRoute"]);
     }
 }

@@ -15,37 +15,16 @@ struct Setting {
 }
 
 const V4: &[Setting] = &[
-    Setting {
-        path: "net/ipv4/conf/all/forwarding",
-        optional: false,
-    },
-    Setting {
-        path: "net/ipv4/conf/default/forwarding",
-        optional: false,
-    },
-    Setting {
-        path: "net/bridge/bridge-nf-call-iptables",
-        optional: true,
-    },
+    Setting { path: "net/ipv4/conf/all/forwarding", optional: false },
+    Setting { path: "net/ipv4/conf/default/forwarding", optional: false },
+    Setting { path: "net/bridge/bridge-nf-call-iptables", optional: true },
 ];
 
 const V6: &[Setting] = &[
-    Setting {
-        path: "net/ipv6/conf/all/forwarding",
-        optional: false,
-    },
-    Setting {
-        path: "net/ipv6/conf/default/forwarding",
-        optional: false,
-    },
-    Setting {
-        path: "net/bridge/bridge-nf-call-ip6tables",
-        optional: true,
-    },
-    Setting {
-        path: "net/core/devconf_inherit_init_net",
-        optional: true,
-    },
+    Setting { path: "net/ipv6/conf/all/forwarding", optional: false },
+    Setting { path: "net/ipv6/conf/default/forwarding", optional: false },
+    Setting { path: "net/bridge/bridge-nf-call-ip6tables", optional: true },
+    Setting { path: "net/core/devconf_inherit_init_net", optional: true },
 ];
 
 /// Switches on forwarding, and filtering of bridged traffic where the kernel can. Writes only what differs.
@@ -66,21 +45,11 @@ fn enable_in(proc_sys: &Path, ipv6: bool) -> Result<Vec<PathBuf>> {
         match done {
             Ok(()) => {}
             // Some settings can be seen but not set from inside a network namespace.
-            Err(error)
-                if setting.optional
-                    && matches!(
-                        error.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-                    ) =>
-            {
+            Err(error) if setting.optional && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
                 missing.push(path);
             }
             Err(source) => {
-                return Err(Error::Sysctl {
-                    path,
-                    value: "1",
-                    source,
-                });
+                return Err(Error::Sysctl { path, value: "1", source });
             }
         }
     }
@@ -94,24 +63,15 @@ mod tests {
     #[test]
     fn sets_what_differs_and_names_what_is_missing() {
         let root = tempfile::tempdir().unwrap();
-        for (path, value) in [
-            ("net/ipv4/conf/all/forwarding", "0\n"),
-            ("net/ipv4/conf/default/forwarding", "1\n"),
-        ] {
+        for (path, value) in [("net/ipv4/conf/all/forwarding", "0\n"), ("net/ipv4/conf/default/forwarding", "1\n")] {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, value).unwrap();
         }
         let missing = enable_in(root.path(), false).unwrap();
-        assert_eq!(
-            missing,
-            [root.path().join("net/bridge/bridge-nf-call-iptables")]
-        );
+        assert_eq!(missing, [root.path().join("net/bridge/bridge-nf-call-iptables")]);
         let all = root.path().join("net/ipv4/conf/all/forwarding");
         assert_eq!(fs::read_to_string(all).unwrap(), "1");
-        assert!(matches!(
-            enable_in(root.path(), true),
-            Err(Error::Sysctl { .. })
-        ));
+        assert!(matches!(enable_in(root.path(), true), Err(Error::Sysctl { .. })));
     }
 }

@@ -41,25 +41,14 @@ impl FromStr for Mac {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Mac> {
-        let refuse = || Error::Config {
-            what: "MAC address",
-            value: text.to_owned(),
-            reason: "it is not six pairs of hexadecimal digits",
-        };
+        let refuse = || Error::Config { what: "MAC address", value: text.to_owned(), reason: "it is not six pairs of hexadecimal digits" };
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts
-                .next()
-                .filter(|part| part.len() == 2)
-                .ok_or_else(refuse)?;
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(refuse)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
         }
-        if parts.next().is_some() {
-            Err(refuse())
-        } else {
-            Ok(Mac(bytes))
-        }
+        if parts.next().is_some() { Err(refuse()) } else { Ok(Mac(bytes)) }
     }
 }
 
@@ -107,12 +96,7 @@ pub struct Synced {
 impl Vxlan {
     /// The device for the family of `local`, made if it is not there or does not fit. `mac` is what the own Node's annotation
     /// says: other nodes keep it, so it should survive a reboot. A device that fits is used with the MAC it has.
-    pub fn open(
-        underlay: &Interface,
-        local: IpAddr,
-        mac: Option<Mac>,
-        protocol: u8,
-    ) -> Result<Vxlan> {
+    pub fn open(underlay: &Interface, local: IpAddr, mac: Option<Mac>, protocol: u8) -> Result<Vxlan> {
         let mut netlink = Netlink::open()?;
         let options = DeviceOptions {
             name: if local.is_ipv4() { DEVICE } else { DEVICE_V6 }.to_owned(),
@@ -136,16 +120,11 @@ impl Vxlan {
             Some(device) if fits(&device) => device,
             other => {
                 if let Some(device) = other {
-                    tracing::info!(
-                        device = options.name,
-                        "vxlan device does not fit and is made anew"
-                    );
+                    tracing::info!(device = options.name, "vxlan device does not fit and is made anew");
                     netlink.delete_link(device.interface.index)?;
                 }
                 netlink.create_vxlan(&options)?;
-                netlink.device(&options.name)?.ok_or(Error::Answer {
-                    detail: "the new device is not there",
-                })?
+                netlink.device(&options.name)?.ok_or(Error::Answer { detail: "the new device is not there" })?
             }
         };
         let index = device.interface.index;
@@ -154,9 +133,7 @@ impl Vxlan {
             netlink,
             protocol,
             index,
-            mac: device.mac.ok_or(Error::Answer {
-                detail: "device without a MAC",
-            })?,
+            mac: device.mac.ok_or(Error::Answer { detail: "device without a MAC" })?,
             mtu: options.mtu,
             ipv4: local.is_ipv4(),
         })
@@ -187,29 +164,14 @@ impl Vxlan {
     pub fn sync(&mut self, peers: &[VxlanPeer], own: &Own) -> Result<Synced> {
         let there = self.netlink.neighbours(self.index)?;
         let existing = self.netlink.routes()?;
-        let (changes, refused) = plan(
-            peers,
-            own,
-            self.index,
-            self.ipv4,
-            &there,
-            &existing,
-            self.protocol,
-        );
-        let mut synced = Synced {
-            refused,
-            ..Synced::default()
-        };
+        let (changes, refused) = plan(peers, own, self.index, self.ipv4, &there, &existing, self.protocol);
+        let mut synced = Synced { refused, ..Synced::default() };
         for change in changes {
             let done = match &change {
                 Change::Set(entry) => self.netlink.set_neighbour(self.index, entry),
                 Change::Delete(entry) => self.netlink.delete_neighbour(self.index, entry),
-                Change::Route(RouteChange::Add(route)) => {
-                    self.netlink.add_route(route, self.protocol)
-                }
-                Change::Route(RouteChange::Delete(route)) => {
-                    self.netlink.delete_route(route, self.protocol)
-                }
+                Change::Route(RouteChange::Add(route)) => self.netlink.add_route(route, self.protocol),
+                Change::Route(RouteChange::Delete(route)) => self.netlink.delete_route(route, self.protocol),
             };
             match done {
                 Ok(()) => synced.changed += 1,
@@ -236,43 +198,20 @@ fn plan(
     protocol: u8,
 ) -> (Vec<Change>, Vec<Refused>) {
     let of_family = |net: &IpNet| net.addr().is_ipv4() == ipv4;
-    let able: Vec<&VxlanPeer> = peers
-        .iter()
-        .filter(|peer| {
-            if ipv4 {
-                peer.mac.is_some()
-            } else {
-                peer.mac_v6.is_some()
-            }
-        })
-        .collect();
+    let able: Vec<&VxlanPeer> = peers.iter().filter(|peer| if ipv4 { peer.mac.is_some() } else { peer.mac_v6.is_some() }).collect();
     let family: Vec<Peer> = able
         .iter()
         .map(|vxlan| Peer {
             name: vxlan.peer.name.clone(),
-            pod_cidrs: vxlan
-                .peer
-                .pod_cidrs
-                .iter()
-                .copied()
-                .filter(of_family)
-                .collect(),
+            pod_cidrs: vxlan.peer.pod_cidrs.iter().copied().filter(of_family).collect(),
             ips: vxlan.peer.ips.clone(),
         })
         .collect();
     // Only this device's routes: the other family's device keeps its own.
-    let existing: Vec<_> = existing
-        .iter()
-        .copied()
-        .filter(|route| of_family(&route.destination))
-        .collect();
+    let existing: Vec<_> = existing.iter().copied().filter(|route| of_family(&route.destination)).collect();
     let via = |peer: &Peer, destination: IpNet| {
         let reachable = peer.ips.iter().any(|ip| ip.is_ipv4() == ipv4);
-        reachable.then(|| Route {
-            destination,
-            gateway: destination.network(),
-            device: Some(index),
-        })
+        reachable.then(|| Route { destination, gateway: destination.network(), device: Some(index) })
     };
     let Plan { changes, refused } = routes::plan_with(&family, own, &existing, protocol, via);
 
@@ -281,9 +220,7 @@ fn plan(
         let mac = if ipv4 { vxlan.mac } else { vxlan.mac_v6 };
         let ip = peer.ips.iter().find(|ip| ip.is_ipv4() == ipv4);
         for cidr in peer.pod_cidrs.iter().map(IpNet::trunc) {
-            let unusable = refused
-                .iter()
-                .any(|refused| refused.destination == cidr && refused.peer == peer.name);
+            let unusable = refused.iter().any(|refused| refused.destination == cidr && refused.peer == peer.name);
             if let (Some(mac), Some(ip), false) = (mac, ip, unusable || peer.name == own.name) {
                 wanted.insert(Neighbour::Address(cidr.network(), mac));
                 wanted.insert(Neighbour::Forward(mac, *ip));
@@ -291,27 +228,19 @@ fn plan(
         }
     }
 
-    let (deleted, added): (Vec<_>, Vec<_>) = changes
-        .into_iter()
-        .partition(|change| matches!(change, RouteChange::Delete(_)));
+    let (deleted, added): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| matches!(change, RouteChange::Delete(_)));
     let mut all: Vec<Change> = deleted.into_iter().map(Change::Route).collect();
     // An entry with a new value replaces the old one; deleting that afterwards would delete the new one.
     let replaced = |old: &Neighbour| {
         wanted.iter().any(|new| match (old, new) {
             (Neighbour::Address(a, _), Neighbour::Address(b, _)) => a == b,
             (Neighbour::Forward(a, _), Neighbour::Forward(b, _)) => a == b,
-            (Neighbour::Address(..), Neighbour::Forward(..))
-            | (Neighbour::Forward(..), Neighbour::Address(..)) => false,
+            (Neighbour::Address(..), Neighbour::Forward(..)) | (Neighbour::Forward(..), Neighbour::Address(..)) => false,
         })
     };
     let gone = there.iter().rev().filter(|old| !replaced(old));
     all.extend(gone.map(|old| Change::Delete(*old)));
-    all.extend(
-        wanted
-            .iter()
-            .filter(|new| !there.contains(new))
-            .map(|new| Change::Set(*new)),
-    );
+    all.extend(wanted.iter().filter(|new| !there.contains(new)).map(|new| Change::Set(*new)));
     all.extend(added.into_iter().map(Change::Route));
     (all, refused)
 }
@@ -323,28 +252,14 @@ mod tests {
 
     fn peer(name: &str, cidr: &str, ip: &str, mac: u8) -> VxlanPeer {
         VxlanPeer {
-            peer: Peer {
-                name: name.to_owned(),
-                pod_cidrs: vec![cidr.parse().unwrap()],
-                ips: vec![ip.parse().unwrap()],
-            },
+            peer: Peer { name: name.to_owned(), pod_cidrs: vec![cidr.parse().unwrap()], ips: vec![ip.parse().unwrap()] },
             mac: Some(Mac([2, 0, 0, 0, 0, mac])),
             mac_v6: None,
         }
     }
 
-    fn check(
-        name: &str,
-        peers: &[VxlanPeer],
-        there: &[Neighbour],
-        existing: &[ExistingRoute],
-        wanted: &[&str],
-    ) {
-        let own = Own {
-            name: "me".to_owned(),
-            pod_cidrs: vec!["10.42.0.0/24".parse().unwrap()],
-            ips: Vec::new(),
-        };
+    fn check(name: &str, peers: &[VxlanPeer], there: &[Neighbour], existing: &[ExistingRoute], wanted: &[&str]) {
+        let own = Own { name: "me".to_owned(), pod_cidrs: vec!["10.42.0.0/24".parse().unwrap()], ips: Vec::new() };
         let (changes, _) = plan(peers, &own, 7, true, there, existing, routes::PROTOCOL);
         let found: Vec<String> = changes
             .iter()
@@ -382,29 +297,15 @@ mod tests {
             std::slice::from_ref(&b),
             &[],
             &[],
-            &[
-                "+neighbour 10.42.3.0 02:00:00:00:00:09",
-                "+forward 02:00:00:00:00:09 192.168.1.13",
-                "+route 10.42.3.0/24 10.42.3.0",
-            ],
+            &["+neighbour 10.42.3.0 02:00:00:00:00:09", "+forward 02:00:00:00:00:09 192.168.1.13", "+route 10.42.3.0/24 10.42.3.0"],
         );
-        check(
-            "nothing to do",
-            std::slice::from_ref(&b),
-            &entries,
-            &[route],
-            &[],
-        );
+        check("nothing to do", std::slice::from_ref(&b), &entries, &[route], &[]);
         check(
             "a node that left, in reverse order",
             &[],
             &entries,
             &[route],
-            &[
-                "-route 10.42.3.0/24",
-                "-forward 02:00:00:00:00:09",
-                "-neighbour 10.42.3.0",
-            ],
+            &["-route 10.42.3.0/24", "-forward 02:00:00:00:00:09", "-neighbour 10.42.3.0"],
         );
         check(
             "a node with a new address",
@@ -413,45 +314,15 @@ mod tests {
             &[route],
             &["+forward 02:00:00:00:00:09 192.168.1.99"],
         );
-        check(
-            "a route of flannel itself to the same place is as good",
-            &[b],
-            &entries,
-            &[ExistingRoute {
-                protocol: 3,
-                ..route
-            }],
-            &[],
-        );
-        check(
-            "ourselves",
-            &[peer("me", "10.42.0.0/24", "192.168.1.10", 1)],
-            &[],
-            &[],
-            &[],
-        );
-        check(
-            "our own range",
-            &[peer("x", "10.42.0.0/24", "192.168.1.14", 1)],
-            &[],
-            &[],
-            &[],
-        );
+        check("a route of flannel itself to the same place is as good", &[b], &entries, &[ExistingRoute { protocol: 3, ..route }], &[]);
+        check("ourselves", &[peer("me", "10.42.0.0/24", "192.168.1.10", 1)], &[], &[], &[]);
+        check("our own range", &[peer("x", "10.42.0.0/24", "192.168.1.14", 1)], &[], &[], &[]);
     }
 
     #[test]
     fn macs_are_spelled_as_flannel_does() {
-        assert_eq!(
-            "AA:bb:0c:dd:ee:ff".parse::<Mac>().unwrap().to_string(),
-            "aa:bb:0c:dd:ee:ff"
-        );
-        for text in [
-            "",
-            "aa:bb:cc:dd:ee",
-            "aa:bb:cc:dd:ee:ff:00",
-            "a:bb:cc:dd:ee:ff",
-            "gg:bb:cc:dd:ee:ff",
-        ] {
+        assert_eq!("AA:bb:0c:dd:ee:ff".parse::<Mac>().unwrap().to_string(), "aa:bb:0c:dd:ee:ff");
+        for text in ["", "aa:bb:cc:dd:ee", "aa:bb:cc:dd:ee:ff:00", "a:bb:cc:dd:ee:ff", "gg:bb:cc:dd:ee:ff"] {
             assert!(text.parse::<Mac>().is_err(), "{text}");
         }
     }

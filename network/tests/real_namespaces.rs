@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use network::routes::{PROTOCOL, Reason, RouteChange};
 use network::{
-    CniConfig, Firewall, Instance, Masquerade, Own, Peer, Routes, Vxlan, VxlanPeer,
-    default_interface, delete_interface, flannel, interface, interface_with, remove, sysctl,
-    write_conflist,
+    CniConfig, Firewall, Instance, Masquerade, Own, Peer, Routes, Vxlan, VxlanPeer, default_interface, delete_interface, flannel,
+    interface, interface_with, remove, sysctl, write_conflist,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -24,10 +23,7 @@ struct Namespace {
 
 impl Namespace {
     fn new() -> Namespace {
-        let holder = Command::new("unshare")
-            .args(["--net", "sleep", "1000"])
-            .spawn()
-            .expect("run unshare");
+        let holder = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().expect("run unshare");
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
         let path = format!("/proc/{}/ns/net", holder.id());
         let start = Instant::now();
@@ -56,21 +52,14 @@ impl Namespace {
         self.inside(move || {
             let words: Vec<&str> = command.split_whitespace().collect();
             let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
-            assert!(
-                output.status.success(),
-                "{command}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8(output.stdout).unwrap()
         })
     }
 
     /// Connects device `here` of this namespace with device `there` of another.
     fn cable(&self, here: &str, other: &Namespace, there: &str) {
-        self.run(&format!(
-            "ip link add {here} type veth peer name {there} netns {}",
-            other.holder.id()
-        ));
+        self.run(&format!("ip link add {here} type veth peer name {there} netns {}", other.holder.id()));
         self.run(&format!("ip link set {here} up"));
         other.run(&format!("ip link set {there} up"));
     }
@@ -89,20 +78,13 @@ fn able(test: &str) -> bool {
         return false;
     }
     for program in ["ip", "nft", "unshare"] {
-        let found = Command::new(program)
-            .arg("--version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if found.is_err() {
             eprintln!("\nSKIP network::{test}: no {program}");
             return false;
         }
     }
-    let unshared = Command::new("unshare")
-        .args(["--net", "true"])
-        .stderr(Stdio::null())
-        .status();
+    let unshared = Command::new("unshare").args(["--net", "true"]).stderr(Stdio::null()).status();
     if !unshared.is_ok_and(|status| status.success()) {
         eprintln!("\nSKIP network::{test}: no network namespaces");
         return false;
@@ -111,11 +93,7 @@ fn able(test: &str) -> bool {
 }
 
 fn peer(name: &str, cidr: &str, ip: &str) -> Peer {
-    Peer {
-        name: name.to_owned(),
-        pod_cidrs: vec![cidr.parse().unwrap()],
-        ips: vec![ip.parse().unwrap()],
-    }
+    Peer { name: name.to_owned(), pod_cidrs: vec![cidr.parse().unwrap()], ips: vec![ip.parse().unwrap()] }
 }
 
 #[test]
@@ -133,55 +111,25 @@ fn routes_come_and_go_and_foreign_ones_stay() {
     ns.run("ip route add 10.42.9.0/24 via 192.168.77.99");
     let (interface, first, second, unreachable, removed) = ns.inside(|| {
         let interface = default_interface().unwrap().unwrap();
-        assert_eq!(
-            interface_with("192.168.77.10".parse().unwrap())
-                .unwrap()
-                .as_ref(),
-            Some(&interface)
-        );
-        assert_eq!(
-            interface_with("fd77::10".parse().unwrap())
-                .unwrap()
-                .as_ref(),
-            Some(&interface)
-        );
-        assert_eq!(
-            interface_with("192.168.77.11".parse().unwrap()).unwrap(),
-            None
-        );
+        assert_eq!(interface_with("192.168.77.10".parse().unwrap()).unwrap().as_ref(), Some(&interface));
+        assert_eq!(interface_with("fd77::10".parse().unwrap()).unwrap().as_ref(), Some(&interface));
+        assert_eq!(interface_with("192.168.77.11".parse().unwrap()).unwrap(), None);
         let mut routes = Routes::open(PROTOCOL).unwrap();
-        let own = Own {
-            name: "me".to_owned(),
-            ..Own::default()
-        };
+        let own = Own { name: "me".to_owned(), ..Own::default() };
         let mut peers = vec![
             peer("b", "10.42.1.0/24", "192.168.77.11"),
             peer("c", "fd42:1::/64", "fd77::11"),
             peer("d", "10.42.9.0/24", "192.168.77.12"),
         ];
         let first = routes.sync(&peers, &own).unwrap();
-        assert!(
-            routes.sync(&peers, &own).unwrap().changed.is_empty(),
-            "the second time there is nothing to do"
-        );
+        assert!(routes.sync(&peers, &own).unwrap().changed.is_empty(), "the second time there is nothing to do");
         let listed = |family: &str| {
             let proto = PROTOCOL.to_string();
-            let output = Command::new("ip")
-                .args([family, "route", "show", "proto", &proto])
-                .output()
-                .unwrap();
+            let output = Command::new("ip").args([family, "route", "show", "proto", &proto]).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        assert!(
-            listed("-4").contains("10.42.1.0/24 via 192.168.77.11 dev wire"),
-            "{}",
-            listed("-4")
-        );
-        assert!(
-            listed("-6").contains("fd42:1::/64 via fd77::11 dev wire"),
-            "{}",
-            listed("-6")
-        );
+        assert!(listed("-4").contains("10.42.1.0/24 via 192.168.77.11 dev wire"), "{}", listed("-4"));
+        assert!(listed("-6").contains("fd42:1::/64 via fd77::11 dev wire"), "{}", listed("-6"));
         peers[0].ips = vec!["192.168.77.21".parse().unwrap()];
         let second = routes.sync(&peers, &own).unwrap();
         let far = [peer("far", "10.42.5.0/24", "172.31.0.1")];
@@ -192,24 +140,10 @@ fn routes_come_and_go_and_foreign_ones_stay() {
     assert_eq!((interface.name.as_str(), interface.mtu), ("wire", 1380));
     assert_eq!(first.changed.len(), 2, "{first:?}");
     assert_eq!(first.refused[0].reason, Reason::ForeignRoute);
-    assert!(
-        matches!(
-            second.changed[..],
-            [RouteChange::Delete(_), RouteChange::Add(_)]
-        ),
-        "{second:?}"
-    );
+    assert!(matches!(second.changed[..], [RouteChange::Delete(_), RouteChange::Add(_)]), "{second:?}");
     let (_, error) = &unreachable.failed[0];
-    assert!(
-        error
-            .to_string()
-            .contains("not in a directly attached network"),
-        "{error}"
-    );
-    assert_eq!(
-        removed, 0,
-        "peers b and c had been taken away with the rest"
-    );
+    assert!(error.to_string().contains("not in a directly attached network"), "{error}");
+    assert_eq!(removed, 0, "peers b and c had been taken away with the rest");
     let left = ns.run("ip route show");
     assert!(left.contains("10.42.9.0/24 via 192.168.77.99"), "{left}");
     assert!(!left.contains("proto 233"), "{left}");
@@ -239,9 +173,7 @@ fn seen_by(server: &Namespace, at: &str, from: &Namespace) -> IpAddr {
     });
     let text = from.inside(move || {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         text
@@ -277,15 +209,8 @@ fn pods_of_two_nodes_reach_each_other_and_the_world_sees_the_node() {
             };
             firewall.apply(&masquerade).unwrap();
             firewall.apply(&masquerade).unwrap();
-            let own = Own {
-                name,
-                ..Own::default()
-            };
-            let peers = [peer(
-                "other",
-                &format!("10.42.{other}.0/24"),
-                &format!("192.168.77.{other}"),
-            )];
+            let own = Own { name, ..Own::default() };
+            let peers = [peer("other", &format!("10.42.{other}.0/24"), &format!("192.168.77.{other}"))];
             let synced = Routes::open(PROTOCOL).unwrap().sync(&peers, &own).unwrap();
             assert!(synced.failed.is_empty(), "{synced:?}");
         });
@@ -294,26 +219,10 @@ fn pods_of_two_nodes_reach_each_other_and_the_world_sees_the_node() {
     apply(&node_b, 2, 1);
 
     let seen = |text: &str| text.parse::<IpAddr>().unwrap();
-    assert_eq!(
-        seen_by(&pod_b, "10.42.2.2", &pod_a),
-        seen("10.42.1.2"),
-        "pod to pod keeps the pod's address"
-    );
-    assert_eq!(
-        seen_by(&node_b, "192.168.77.2", &pod_a),
-        seen("192.168.77.1"),
-        "pod to the world shows the node's"
-    );
-    assert_eq!(
-        seen_by(&pod_a, "10.42.1.2", &node_a),
-        seen("10.42.1.1"),
-        "the node reaches its own pods"
-    );
-    assert_eq!(
-        seen_by(&pod_b, "10.42.2.2", &node_a),
-        seen("192.168.77.1"),
-        "and those of the other node"
-    );
+    assert_eq!(seen_by(&pod_b, "10.42.2.2", &pod_a), seen("10.42.1.2"), "pod to pod keeps the pod's address");
+    assert_eq!(seen_by(&node_b, "192.168.77.2", &pod_a), seen("192.168.77.1"), "pod to the world shows the node's");
+    assert_eq!(seen_by(&pod_a, "10.42.1.2", &node_a), seen("10.42.1.1"), "the node reaches its own pods");
+    assert_eq!(seen_by(&pod_b, "10.42.2.2", &node_a), seen("192.168.77.1"), "and those of the other node");
 
     node_a.run("nft add table inet somebody_elses");
     node_a.inside(|| {
@@ -321,10 +230,7 @@ fn pods_of_two_nodes_reach_each_other_and_the_world_sees_the_node() {
         Firewall::new("node-1").remove().unwrap();
         assert_eq!(Routes::open(PROTOCOL).unwrap().remove().unwrap(), 1);
     });
-    assert_eq!(
-        node_a.run("nft list tables").trim(),
-        "table inet somebody_elses"
-    );
+    assert_eq!(node_a.run("nft list tables").trim(), "table inet somebody_elses");
 }
 
 #[test]
@@ -333,22 +239,13 @@ fn a_forward_policy_of_drop_is_opened_for_pods_and_closed_again() {
         return;
     }
     let ns = Namespace::new();
-    let usable = ns.inside(|| {
-        Command::new("iptables")
-            .args(["-w", "-P", "FORWARD", "DROP"])
-            .status()
-    });
+    let usable = ns.inside(|| Command::new("iptables").args(["-w", "-P", "FORWARD", "DROP"]).status());
     if !usable.is_ok_and(|status| status.success()) {
-        eprintln!(
-            "\nSKIP network::a_forward_policy_of_drop_is_opened_for_pods_and_closed_again: no iptables"
-        );
+        eprintln!("\nSKIP network::a_forward_policy_of_drop_is_opened_for_pods_and_closed_again: no iptables");
         return;
     }
     let apply = || {
-        let masquerade = Masquerade {
-            cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
-            ..Masquerade::default()
-        };
+        let masquerade = Masquerade { cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()], ..Masquerade::default() };
         Firewall::new("n").apply(&masquerade).unwrap();
     };
     ns.inside(apply);
@@ -386,8 +283,7 @@ fn vxlan_carries_pods_to_a_node_that_flannel_set_up() {
     }
 
     let local: IpAddr = "192.168.77.1".parse().unwrap();
-    let open =
-        move || Vxlan::open(&interface("wire").unwrap().unwrap(), local, None, PROTOCOL).unwrap();
+    let open = move || Vxlan::open(&interface("wire").unwrap().unwrap(), local, None, PROTOCOL).unwrap();
     // A device that does not fit is replaced, one that fits is kept with its MAC.
     node_a.run("ip link add flannel.1 type vxlan id 2 dev wire dstport 4789");
     let mut ours = node_a.inside(open);
@@ -405,54 +301,24 @@ fn vxlan_carries_pods_to_a_node_that_flannel_set_up() {
     ] {
         node_b.run(&command);
     }
-    let theirs =
-        flannel::vxlan_annotations(&[("192.168.77.2".parse().unwrap(), mac_b.parse().unwrap())]);
-    let theirs = theirs
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect();
-    let peer: VxlanPeer =
-        flannel::vxlan_peer("b", &theirs, &["10.42.2.0/24".parse().unwrap()]).unwrap();
-    let own = Own {
-        name: "a".to_owned(),
-        pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()],
-        ips: vec![local],
-    };
+    let theirs = flannel::vxlan_annotations(&[("192.168.77.2".parse().unwrap(), mac_b.parse().unwrap())]);
+    let theirs = theirs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let peer: VxlanPeer = flannel::vxlan_peer("b", &theirs, &["10.42.2.0/24".parse().unwrap()]).unwrap();
+    let own = Own { name: "a".to_owned(), pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()], ips: vec![local] };
     ours.set_pod_cidr(&"10.42.9.0/24".parse().unwrap()).unwrap();
     ours.set_pod_cidr(&own.pod_cidrs[0]).unwrap();
     let synced = ours.sync(std::slice::from_ref(&peer), &own).unwrap();
-    assert_eq!(
-        (synced.changed, synced.failed.len(), synced.refused.len()),
-        (3, 0, 0),
-        "{synced:?}"
-    );
-    assert_eq!(
-        ours.sync(&[peer], &own).unwrap().changed,
-        0,
-        "the second time there is nothing to do"
-    );
+    assert_eq!((synced.changed, synced.failed.len(), synced.refused.len()), (3, 0, 0), "{synced:?}");
+    assert_eq!(ours.sync(&[peer], &own).unwrap().changed, 0, "the second time there is nothing to do");
     let addresses = node_a.run("ip -4 -oneline address show dev flannel.1");
-    assert!(
-        addresses.contains("10.42.1.0/32") && !addresses.contains("10.42.9.0"),
-        "{addresses}"
-    );
+    assert!(addresses.contains("10.42.1.0/32") && !addresses.contains("10.42.9.0"), "{addresses}");
 
-    assert_eq!(
-        seen_by(&pod_b, "10.42.2.2", &pod_a),
-        "10.42.1.2".parse::<IpAddr>().unwrap()
-    );
-    assert_eq!(
-        seen_by(&pod_a, "10.42.1.2", &pod_b),
-        "10.42.2.2".parse::<IpAddr>().unwrap()
-    );
+    assert_eq!(seen_by(&pod_b, "10.42.2.2", &pod_a), "10.42.1.2".parse::<IpAddr>().unwrap());
+    assert_eq!(seen_by(&pod_a, "10.42.1.2", &pod_b), "10.42.2.2".parse::<IpAddr>().unwrap());
 
     assert_eq!(ours.sync(&[], &own).unwrap().changed, 3);
     assert!(!node_a.run("bridge fdb show dev flannel.1").contains(mac_b));
-    assert!(
-        !node_a
-            .run("ip neighbour show dev flannel.1")
-            .contains(mac_b)
-    );
+    assert!(!node_a.run("ip neighbour show dev flannel.1").contains(mac_b));
     ours.remove().unwrap();
     assert!(!node_a.run("ip link show").contains("flannel.1"));
 }
@@ -469,9 +335,7 @@ fn a_node_that_leaves_removes_what_it_made_and_nothing_else() {
     ns.run("ip address add 192.168.77.10/24 dev wire");
     ns.run("ip route add 10.9.0.0/16 via 192.168.77.99");
     ns.run("nft add table inet somebody_elses");
-    let facts = |ns: &Namespace| {
-        ["ip route show", "nft list ruleset", "ip -brief link show"].map(|command| ns.run(command))
-    };
+    let facts = |ns: &Namespace| ["ip route show", "nft list ruleset", "ip -brief link show"].map(|command| ns.run(command));
     let before = facts(&ns);
 
     // The bridge is the CNI plugin's work, here done by hand.
@@ -488,23 +352,12 @@ fn a_node_that_leaves_removes_what_it_made_and_nothing_else() {
     ns.inside(move || {
         let cidr = vec!["10.42.1.0/24".parse().unwrap()];
         let cluster = vec!["10.42.0.0/16".parse().unwrap()];
-        write_conflist(
-            &made.cni_conf_dir,
-            &CniConfig::new(cidr.clone(), cluster.clone(), made.cni_data_dir.clone()),
-        )
-        .unwrap();
+        write_conflist(&made.cni_conf_dir, &CniConfig::new(cidr.clone(), cluster.clone(), made.cni_data_dir.clone())).unwrap();
         std::fs::create_dir(&made.cni_data_dir).unwrap();
-        let masquerade = Masquerade {
-            cluster_cidrs: cluster,
-            pod_cidrs: cidr,
-            ipv6: false,
-        };
+        let masquerade = Masquerade { cluster_cidrs: cluster, pod_cidrs: cidr, ipv6: false };
         Firewall::new(&made.firewall).apply(&masquerade).unwrap();
         let peers = [peer("b", "10.42.2.0/24", "192.168.77.11")];
-        Routes::open(PROTOCOL)
-            .unwrap()
-            .sync(&peers, &Own::default())
-            .unwrap();
+        Routes::open(PROTOCOL).unwrap().sync(&peers, &Own::default()).unwrap();
     });
     assert_ne!(facts(&ns), before);
     for _ in 0..2 {
@@ -513,7 +366,5 @@ fn a_node_that_leaves_removes_what_it_made_and_nothing_else() {
         assert!(failures.is_empty(), "{failures:?}");
         assert_eq!(facts(&ns), before);
     }
-    assert!(
-        !instance.cni_conf_dir.join(CniConfig::FILE).exists() && !instance.cni_data_dir.exists()
-    );
+    assert!(!instance.cni_conf_dir.join(CniConfig::FILE).exists() && !instance.cni_data_dir.exists());
 }

@@ -17,30 +17,16 @@ async fn one(client: Client, image: String, number: usize) -> runtime::Result<Ra
         (labels::POD_NAMESPACE.to_owned(), "raw".to_owned()),
     ]);
     let sandbox = cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            name: uid.clone(),
-            uid: uid.clone(),
-            namespace: "raw".into(),
-            attempt: 0,
-        }),
+        metadata: Some(cri::PodSandboxMetadata { name: uid.clone(), uid: uid.clone(), namespace: "raw".into(), attempt: 0 }),
         hostname: uid.clone(),
         log_directory: std::env::temp_dir().join(&uid).display().to_string(),
         labels: labels.clone(),
-        linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent: "/edge-raw".into(),
-            ..Default::default()
-        }),
+        linux: Some(cri::LinuxPodSandboxConfig { cgroup_parent: "/edge-raw".into(), ..Default::default() }),
         ..Default::default()
     };
     let container = cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata {
-            name: "main".into(),
-            attempt: 0,
-        }),
-        image: Some(cri::ImageSpec {
-            image,
-            ..Default::default()
-        }),
+        metadata: Some(cri::ContainerMetadata { name: "main".into(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image, ..Default::default() }),
         log_path: "main/0.log".into(),
         labels,
         linux: Some(cri::LinuxContainerConfig::default()),
@@ -56,12 +42,7 @@ async fn one(client: Client, image: String, number: usize) -> runtime::Result<Ra
 fn line(name: &str, mut times: Vec<Duration>) {
     times.sort();
     let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-    println!(
-        "{name:8} p50 {:7.1}  p99 {:7.1}  worst {:7.1}",
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
+    println!("{name:8} p50 {:7.1}  p99 {:7.1}  worst {:7.1}", at(0.5), at(0.99), at(1.0));
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -90,9 +71,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     line("create", times(|p| p.took.create));
     line("start", times(|p| p.took.start));
     line("all", times(|p| p.took.total()));
-    println!(
-        "{count} pods, {parallel} at a time, removed again, in {:.1} s",
-        began.elapsed().as_secs_f64()
-    );
+    println!("{count} pods, {parallel} at a time, removed again, in {:.1} s", began.elapsed().as_secs_f64());
     Ok(())
 }

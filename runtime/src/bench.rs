@@ -35,36 +35,20 @@ pub struct RawPod {
 
 /// RunPodSandbox, CreateContainer, StartContainer, and nothing between. A comparison is fair only if both sides give
 /// the same configurations and the image is on the node.
-pub async fn raw_start(
-    client: &Client,
-    sandbox: cri::PodSandboxConfig,
-    container: cri::ContainerConfig,
-) -> Result<RawPod> {
+pub async fn raw_start(client: &Client, sandbox: cri::PodSandboxConfig, container: cri::ContainerConfig) -> Result<RawPod> {
     let began = Instant::now();
     let sandbox_id = client.run_pod_sandbox(sandbox.clone(), "").await?;
     let sandboxed = Instant::now();
-    let container_id = client
-        .create_container(&sandbox_id, container, sandbox)
-        .await?;
+    let container_id = client.create_container(&sandbox_id, container, sandbox).await?;
     let created = Instant::now();
     client.start_container(&container_id).await?;
-    let took = RawStart {
-        sandbox: sandboxed - began,
-        create: created - sandboxed,
-        start: created.elapsed(),
-    };
-    Ok(RawPod {
-        sandbox: sandbox_id,
-        container: container_id,
-        took,
-    })
+    let took = RawStart { sandbox: sandboxed - began, create: created - sandboxed, start: created.elapsed() };
+    Ok(RawPod { sandbox: sandbox_id, container: container_id, took })
 }
 
 /// Takes a raw pod away: sandbox stopped and removed, its container with it.
 pub async fn raw_remove(client: &Client, pod: &RawPod) -> Result<()> {
-    client
-        .stop_container(&pod.container, Duration::ZERO)
-        .await?;
+    client.stop_container(&pod.container, Duration::ZERO).await?;
     client.stop_pod_sandbox(&pod.sandbox).await?;
     client.remove_pod_sandbox(&pod.sandbox).await
 }

@@ -36,19 +36,11 @@ impl Client {
     pub fn connect(socket: &Path) -> Self {
         let target = socket.to_path_buf();
         // The address is never used: the connector below knows the way.
-        let channel =
-            Endpoint::from_static("http://[::]").connect_with_connector_lazy(tower::service_fn(
-                move |_: Uri| {
-                    let target: PathBuf = target.clone();
-                    async move {
-                        Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(target).await?))
-                    }
-                },
-            ));
-        Self {
-            channel,
-            socket: socket.into(),
-        }
+        let channel = Endpoint::from_static("http://[::]").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let target: PathBuf = target.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(target).await?)) }
+        }));
+        Self { channel, socket: socket.into() }
     }
 
     /// The unix socket this client talks to.
@@ -62,67 +54,38 @@ impl Client {
     }
 
     pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(MESSAGE_LIMIT)
-            .max_encoding_message_size(MESSAGE_LIMIT)
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT)
     }
 
     pub(crate) fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(MESSAGE_LIMIT)
-            .max_encoding_message_size(MESSAGE_LIMIT)
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT)
     }
 
     /// Name and version of the runtime, and the CRI version it speaks.
     pub async fn version(&self) -> Result<cri::VersionResponse> {
-        let request = cri::VersionRequest {
-            version: "v1".into(),
-        };
-        unary("Version", "", CALL, request, |r| async move {
-            self.runtime().version(r).await
-        })
-        .await
+        let request = cri::VersionRequest { version: "v1".into() };
+        unary("Version", "", CALL, request, |r| async move { self.runtime().version(r).await }).await
     }
 
     /// Readiness of the runtime and of its network, with conditions `RuntimeReady` and `NetworkReady`.
     pub async fn status(&self) -> Result<cri::StatusResponse> {
         let request = cri::StatusRequest { verbose: false };
-        unary("Status", "", CALL, request, |r| async move {
-            self.runtime().status(r).await
-        })
-        .await
+        unary("Status", "", CALL, request, |r| async move { self.runtime().status(r).await }).await
     }
 
     /// Tells the runtime this node's pod address range. containerd uses it only with a CNI template configured.
     pub async fn update_runtime_config(&self, pod_cidr: &str) -> Result<()> {
         let request = cri::UpdateRuntimeConfigRequest {
-            runtime_config: Some(cri::RuntimeConfig {
-                network_config: Some(cri::NetworkConfig {
-                    pod_cidr: pod_cidr.to_owned(),
-                }),
-            }),
+            runtime_config: Some(cri::RuntimeConfig { network_config: Some(cri::NetworkConfig { pod_cidr: pod_cidr.to_owned() }) }),
         };
-        unary(
-            "UpdateRuntimeConfig",
-            pod_cidr,
-            CALL,
-            request,
-            |r| async move { self.runtime().update_runtime_config(r).await },
-        )
-        .await?;
+        unary("UpdateRuntimeConfig", pod_cidr, CALL, request, |r| async move { self.runtime().update_runtime_config(r).await }).await?;
         Ok(())
     }
 
     /// The cgroup driver the runtime uses; `None` where it does not say (containerd before 2.0).
     pub async fn cgroup_driver(&self) -> Result<Option<cri::CgroupDriver>> {
-        let answer = unary(
-            "RuntimeConfig",
-            "",
-            CALL,
-            cri::RuntimeConfigRequest {},
-            |r| async move { self.runtime().runtime_config(r).await },
-        )
-        .await;
+        let answer =
+            unary("RuntimeConfig", "", CALL, cri::RuntimeConfigRequest {}, |r| async move { self.runtime().runtime_config(r).await }).await;
         match answer {
             Ok(config) => Ok(config.linux.map(|linux| linux.cgroup_driver())),
             Err(e) if e.code() == Some(Code::Unimplemented) => Ok(None),
@@ -148,11 +111,7 @@ where
     match tokio::time::timeout(limit.saturating_add(Duration::from_secs(1)), send(request)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(failed(verb, subject, status)),
-        Err(_) => Err(Error::Deadline {
-            verb,
-            subject: subject.to_owned(),
-            limit,
-        }),
+        Err(_) => Err(Error::Deadline { verb, subject: subject.to_owned(), limit }),
     }
 }
 
@@ -161,11 +120,7 @@ pub(crate) fn failed(verb: &'static str, subject: &str, status: Status) -> Error
         Some(trouble) => Status::unavailable(trouble),
         None => status,
     };
-    Error::Call {
-        verb,
-        subject: subject.to_owned(),
-        status: Box::new(status),
-    }
+    Error::Call { verb, subject: subject.to_owned(), status: Box::new(status) }
 }
 
 /// A status made on this side, because the connection could not be made or broke, has a cause; one the runtime sent has

@@ -92,19 +92,11 @@ impl Error {
         match self {
             Error::Call { status, .. } => matches!(
                 status.code(),
-                Code::Unavailable
-                    | Code::DeadlineExceeded
-                    | Code::ResourceExhausted
-                    | Code::Aborted
-                    | Code::Cancelled
-                    | Code::Unknown
+                Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::Cancelled | Code::Unknown
             ),
             Error::Deadline { .. } => true,
             Error::Managed { .. } => true,
-            Error::Incomplete { .. }
-            | Error::File { .. }
-            | Error::Archive { .. }
-            | Error::Program { .. } => false,
+            Error::Incomplete { .. } | Error::File { .. } | Error::Archive { .. } | Error::Program { .. } => false,
         }
     }
 
@@ -121,9 +113,7 @@ impl Error {
     pub fn event_message(&self) -> String {
         match self {
             Error::Call { status, .. } => go_style(status),
-            Error::Deadline { .. } => {
-                "rpc error: code = DeadlineExceeded desc = context deadline exceeded".to_owned()
-            }
+            Error::Deadline { .. } => "rpc error: code = DeadlineExceeded desc = context deadline exceeded".to_owned(),
             other => other.to_string(),
         }
     }
@@ -148,11 +138,7 @@ impl Error {
 
 /// A status as Go's gRPC prints it; users and tools know this form from events.
 fn go_style(status: &Status) -> String {
-    format!(
-        "rpc error: code = {:?} desc = {}",
-        status.code(),
-        status.message()
-    )
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 #[cfg(test)]
@@ -160,11 +146,7 @@ mod tests {
     use super::*;
 
     fn call(code: Code) -> Error {
-        Error::Call {
-            verb: "StopContainer",
-            subject: "abc".into(),
-            status: Box::new(Status::new(code, "no")),
-        }
+        Error::Call { verb: "StopContainer", subject: "abc".into(), status: Box::new(Status::new(code, "no")) }
     }
 
     #[test]
@@ -184,13 +166,7 @@ mod tests {
 
     #[test]
     fn events_read_as_go_prints_them() {
-        assert_eq!(
-            call(Code::NotFound).event_message(),
-            "rpc error: code = NotFound desc = no"
-        );
-        assert_eq!(
-            call(Code::NotFound).to_string(),
-            "StopContainer abc: rpc error: code = NotFound desc = no"
-        );
+        assert_eq!(call(Code::NotFound).event_message(), "rpc error: code = NotFound desc = no");
+        assert_eq!(call(Code::NotFound).to_string(), "StopContainer abc: rpc error: code = NotFound desc = no");
     }
 }

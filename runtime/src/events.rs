@@ -65,13 +65,7 @@ pub struct Events {
 impl Events {
     /// Subscribes on the first call of [`Events::next`].
     pub fn subscribe(client: &Client) -> Self {
-        Self {
-            client: client.clone(),
-            stream: None,
-            settling: JoinSet::new(),
-            pause: FIRST_PAUSE,
-            not_before: Instant::now(),
-        }
+        Self { client: client.clone(), stream: None, settling: JoinSet::new(), pause: FIRST_PAUSE, not_before: Instant::now() }
     }
 
     /// The next event. Never ends; may be dropped and called again without losing any.
@@ -126,15 +120,9 @@ impl Events {
         self.settling.spawn(async move {
             let pod = match change {
                 Change::Exited => settled(&client, &container).await,
-                Change::OutOfMemory | Change::Started | Change::Removed => {
-                    look(&client, &container).await.1
-                }
+                Change::OutOfMemory | Change::Started | Change::Removed => look(&client, &container).await.1,
             };
-            RuntimeEvent::Task {
-                change,
-                container,
-                pod,
-            }
+            RuntimeEvent::Task { change, container, pod }
         });
     }
 }
@@ -142,16 +130,10 @@ impl Events {
 /// Opens the stream and makes sure it flows. containerd answers a subscription with nothing at all until the first
 /// event, so we send one of our own until it comes back: from then on none is missed.
 async fn open(client: &Client) -> Result<Streaming<Envelope>, tonic::Status> {
-    let filters = [
-        "/tasks/start",
-        "/tasks/exit",
-        "/tasks/oom",
-        "/containers/delete",
-        HELLO,
-    ]
-    .iter()
-    .map(|topic| format!("namespace==\"k8s.io\",topic==\"{topic}\""))
-    .collect();
+    let filters = ["/tasks/start", "/tasks/exit", "/tasks/oom", "/containers/delete", HELLO]
+        .iter()
+        .map(|topic| format!("namespace==\"k8s.io\",topic==\"{topic}\""))
+        .collect();
     let mut events = EventsClient::new(client.channel());
     let subscription = events.subscribe(SubscribeRequest { filters });
     let hello = async {
@@ -160,13 +142,9 @@ async fn open(client: &Client) -> Result<Streaming<Envelope>, tonic::Status> {
         loop {
             let mut request = Request::new(PublishRequest {
                 topic: HELLO.to_owned(),
-                event: Some(containerd_client::to_any(
-                    &payload::ContainerDelete::default(),
-                )),
+                event: Some(containerd_client::to_any(&payload::ContainerDelete::default())),
             });
-            request
-                .metadata_mut()
-                .insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+            request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
             if let Err(status) = events.publish(request).await {
                 return status;
             }
@@ -186,10 +164,7 @@ async fn open(client: &Client) -> Result<Streaming<Envelope>, tonic::Status> {
 fn sort(envelope: &Envelope) -> Option<(Change, ContainerId)> {
     let value = envelope.event.as_ref()?.value.as_slice();
     let (change, id) = match envelope.topic.as_str() {
-        "/tasks/start" => (
-            Change::Started,
-            payload::TaskStart::decode(value).ok()?.container_id,
-        ),
+        "/tasks/start" => (Change::Started, payload::TaskStart::decode(value).ok()?.container_id),
         "/tasks/exit" => {
             let exit = payload::TaskExit::decode(value).ok()?;
             if exit.id != exit.container_id {
@@ -197,14 +172,8 @@ fn sort(envelope: &Envelope) -> Option<(Change, ContainerId)> {
             }
             (Change::Exited, exit.container_id)
         }
-        "/tasks/oom" => (
-            Change::OutOfMemory,
-            payload::TaskOom::decode(value).ok()?.container_id,
-        ),
-        "/containers/delete" => (
-            Change::Removed,
-            payload::ContainerDelete::decode(value).ok()?.id,
-        ),
+        "/tasks/oom" => (Change::OutOfMemory, payload::TaskOom::decode(value).ok()?.container_id),
+        "/containers/delete" => (Change::Removed, payload::ContainerDelete::decode(value).ok()?.id),
         _ => return None,
     };
     Some((change, ContainerId::from(id)))
@@ -231,23 +200,14 @@ async fn look(client: &Client, id: &ContainerId) -> (bool, Option<PodUid>) {
     match client.container_status(id).await {
         Ok(status) => {
             // An end told before CRI has noted the start finds the container still created: that is not settled.
-            let ended = matches!(
-                status.state(),
-                ContainerState::ContainerExited | ContainerState::ContainerUnknown
-            );
+            let ended = matches!(status.state(), ContainerState::ContainerExited | ContainerState::ContainerUnknown);
             return (!ended, uid(&status.labels));
         }
         Err(e) if e.is_not_found() => {}
         Err(_) => return (false, None),
     }
-    match client
-        .pod_sandbox_status(&SandboxId::from(id.as_str()))
-        .await
-    {
-        Ok(status) => (
-            status.state() == PodSandboxState::SandboxReady,
-            uid(&status.labels),
-        ),
+    match client.pod_sandbox_status(&SandboxId::from(id.as_str())).await {
+        Ok(status) => (status.state() == PodSandboxState::SandboxReady, uid(&status.labels)),
         Err(_) => (false, None),
     }
 }

@@ -15,11 +15,9 @@ pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
 /// Annotation: number of restarts before this container, decimal. Equals the attempt of the container's metadata.
 pub const CONTAINER_RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 /// Annotation: where in the container its last words are read from.
-pub const CONTAINER_TERMINATION_MESSAGE_PATH: &str =
-    "io.kubernetes.container.terminationMessagePath";
+pub const CONTAINER_TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 /// Annotation: `File` or `FallbackToLogsOnError`.
-pub const CONTAINER_TERMINATION_MESSAGE_POLICY: &str =
-    "io.kubernetes.container.terminationMessagePolicy";
+pub const CONTAINER_TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 /// Annotation: the container's preStop hook as JSON, so that it can run when the spec is no longer known.
 pub const CONTAINER_PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
 /// Annotation: the container's declared ports as JSON.

@@ -90,13 +90,7 @@ pub struct ObservedPod {
 impl ObservedPod {
     /// A pod of which nothing exists.
     pub fn empty(uid: PodUid) -> Self {
-        Self {
-            uid,
-            namespace: String::new(),
-            name: String::new(),
-            sandboxes: Vec::new(),
-            containers: Vec::new(),
-        }
+        Self { uid, namespace: String::new(), name: String::new(), sandboxes: Vec::new(), containers: Vec::new() }
     }
 
     /// Whether the runtime has nothing of this pod.
@@ -115,11 +109,8 @@ impl ObservedPod {
     }
 
     fn sort(&mut self) {
-        self.sandboxes
-            .sort_by_key(|s| Reverse((s.attempt, s.created_at)));
-        self.containers.sort_by(|a, b| {
-            (&a.name, b.attempt, b.created_at).cmp(&(&b.name, a.attempt, a.created_at))
-        });
+        self.sandboxes.sort_by_key(|s| Reverse((s.attempt, s.created_at)));
+        self.containers.sort_by(|a, b| (&a.name, b.attempt, b.created_at).cmp(&(&b.name, a.attempt, a.created_at)));
     }
 }
 
@@ -133,29 +124,18 @@ pub async fn observe(client: &Client) -> Result<BTreeMap<PodUid, ObservedPod>> {
 pub async fn observe_pod(client: &Client, uid: &PodUid) -> Result<ObservedPod> {
     let selector = BTreeMap::from([(labels::POD_UID.to_owned(), uid.to_string())]);
     let mut pods = collect(client, selector).await?;
-    Ok(pods
-        .remove(uid)
-        .unwrap_or_else(|| ObservedPod::empty(uid.clone())))
+    Ok(pods.remove(uid).unwrap_or_else(|| ObservedPod::empty(uid.clone())))
 }
 
-async fn collect(
-    client: &Client,
-    selector: BTreeMap<String, String>,
-) -> Result<BTreeMap<PodUid, ObservedPod>> {
-    let (sandboxes, containers) = tokio::try_join!(
-        client.list_sandboxes(selector.clone()),
-        client.list_containers(selector)
-    )?;
+async fn collect(client: &Client, selector: BTreeMap<String, String>) -> Result<BTreeMap<PodUid, ObservedPod>> {
+    let (sandboxes, containers) = tokio::try_join!(client.list_sandboxes(selector.clone()), client.list_containers(selector))?;
     let mut pods = BTreeMap::new();
     for sandbox in sandboxes {
         let Some(pod) = pod_of(&mut pods, &sandbox.labels) else {
             continue;
         };
         // It may go away between the list and the question; then it was not there.
-        match client
-            .pod_sandbox_status(&SandboxId::from(sandbox.id))
-            .await
-        {
+        match client.pod_sandbox_status(&SandboxId::from(sandbox.id)).await {
             Ok(status) => pod.sandboxes.push(sandbox_seen(status)),
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),
@@ -165,13 +145,8 @@ async fn collect(
         let Some(pod) = pod_of(&mut pods, &container.labels) else {
             continue;
         };
-        match client
-            .container_status(&ContainerId::from(container.id))
-            .await
-        {
-            Ok(status) => pod
-                .containers
-                .push(container_seen(container.pod_sandbox_id, status)),
+        match client.container_status(&ContainerId::from(container.id)).await {
+            Ok(status) => pod.containers.push(container_seen(container.pod_sandbox_id, status)),
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),
         }
@@ -183,14 +158,9 @@ async fn collect(
     Ok(pods)
 }
 
-fn pod_of<'a>(
-    pods: &'a mut BTreeMap<PodUid, ObservedPod>,
-    found: &BTreeMap<String, String>,
-) -> Option<&'a mut ObservedPod> {
+fn pod_of<'a>(pods: &'a mut BTreeMap<PodUid, ObservedPod>, found: &BTreeMap<String, String>) -> Option<&'a mut ObservedPod> {
     let uid = PodUid::from(found.get(labels::POD_UID)?);
-    let pod = pods
-        .entry(uid.clone())
-        .or_insert_with(|| ObservedPod::empty(uid));
+    let pod = pods.entry(uid.clone()).or_insert_with(|| ObservedPod::empty(uid));
     let text = |key| found.get(key).cloned().unwrap_or_default();
     pod.namespace = text(labels::POD_NAMESPACE);
     pod.name = text(labels::POD_NAME);
@@ -201,10 +171,7 @@ fn pod_of<'a>(
 pub fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
     let ready = status.state() == PodSandboxState::SandboxReady;
     let network = status.network.unwrap_or_default();
-    let ips = std::iter::once(network.ip)
-        .chain(network.additional_ips.into_iter().map(|ip| ip.ip))
-        .filter(|ip| !ip.is_empty())
-        .collect();
+    let ips = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip)).filter(|ip| !ip.is_empty()).collect();
     // Options nobody asked for are left out by some: the pod's own network is the default.
     let host_network = status
         .linux
@@ -227,11 +194,7 @@ pub fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
 pub fn container_seen(sandbox: String, status: cri::ContainerStatus) -> ObservedContainer {
     let state = status.state();
     let metadata = status.metadata.unwrap_or_default();
-    let name = status
-        .labels
-        .get(labels::CONTAINER_NAME)
-        .cloned()
-        .unwrap_or(metadata.name);
+    let name = status.labels.get(labels::CONTAINER_NAME).cloned().unwrap_or(metadata.name);
     ObservedContainer {
         id: ContainerId::from(status.id),
         sandbox: SandboxId::from(sandbox),

@@ -25,12 +25,7 @@ async fn fake() -> (tempfile::TempDir, FakeCri, Client) {
 
 fn sandbox(uid: &str, attempt: u32) -> cri::PodSandboxConfig {
     cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            name: "web".into(),
-            uid: uid.into(),
-            namespace: "default".into(),
-            attempt,
-        }),
+        metadata: Some(cri::PodSandboxMetadata { name: "web".into(), uid: uid.into(), namespace: "default".into(), attempt }),
         labels: BTreeMap::from([
             (labels::POD_UID.to_owned(), uid.to_owned()),
             (labels::POD_NAME.to_owned(), "web".to_owned()),
@@ -42,18 +37,9 @@ fn sandbox(uid: &str, attempt: u32) -> cri::PodSandboxConfig {
 
 fn container(uid: &str, attempt: u32) -> cri::ContainerConfig {
     cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata {
-            name: "main".into(),
-            attempt,
-        }),
-        image: Some(cri::ImageSpec {
-            image: "nginx:alpine".into(),
-            ..Default::default()
-        }),
-        labels: BTreeMap::from([
-            (labels::POD_UID.to_owned(), uid.to_owned()),
-            (labels::CONTAINER_NAME.to_owned(), "main".to_owned()),
-        ]),
+        metadata: Some(cri::ContainerMetadata { name: "main".into(), attempt }),
+        image: Some(cri::ImageSpec { image: "nginx:alpine".into(), ..Default::default() }),
+        labels: BTreeMap::from([(labels::POD_UID.to_owned(), uid.to_owned()), (labels::CONTAINER_NAME.to_owned(), "main".to_owned())]),
         ..Default::default()
     }
 }
@@ -66,10 +52,7 @@ async fn pods_are_grouped_and_the_newest_comes_first() {
         client.stop_pod_sandbox(&first).await.unwrap();
         let second = client.run_pod_sandbox(sandbox(uid, 1), "").await.unwrap();
         for attempt in 0..2 {
-            let id = client
-                .create_container(&second, container(uid, attempt), sandbox(uid, 1))
-                .await
-                .unwrap();
+            let id = client.create_container(&second, container(uid, attempt), sandbox(uid, 1)).await.unwrap();
             client.start_container(&id).await.unwrap();
             if attempt == 0 {
                 fake.exit(&id, 3);
@@ -81,33 +64,15 @@ async fn pods_are_grouped_and_the_newest_comes_first() {
     client.run_pod_sandbox(foreign, "").await.unwrap();
 
     let all = observe(&client).await.unwrap();
-    assert_eq!(
-        all.keys().map(PodUid::as_str).collect::<Vec<_>>(),
-        ["a", "b"]
-    );
+    assert_eq!(all.keys().map(PodUid::as_str).collect::<Vec<_>>(), ["a", "b"]);
     let pod = observe_pod(&client, &PodUid::from("a")).await.unwrap();
     assert_eq!(pod, all["a"]);
     let attempts: Vec<_> = pod.sandboxes.iter().map(|s| (s.attempt, s.ready)).collect();
     assert_eq!(attempts, [(1, true), (0, false)]);
     assert!(pod.sandboxes[1].ips.is_empty() && pod.sandboxes[0].ips.len() == 1);
-    let states: Vec<_> = pod
-        .containers
-        .iter()
-        .map(|c| (c.attempt, c.state, c.exit_code))
-        .collect();
-    assert_eq!(
-        states,
-        [
-            (1, ContainerState::ContainerRunning, 0),
-            (0, ContainerState::ContainerExited, 3)
-        ]
-    );
-    assert!(
-        observe_pod(&client, &PodUid::from("z"))
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    let states: Vec<_> = pod.containers.iter().map(|c| (c.attempt, c.state, c.exit_code)).collect();
+    assert_eq!(states, [(1, ContainerState::ContainerRunning, 0), (0, ContainerState::ContainerExited, 3)]);
+    assert!(observe_pod(&client, &PodUid::from("z")).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -126,10 +91,7 @@ async fn what_vanishes_between_list_and_status_was_not_there() {
 async fn errors_keep_the_runtimes_words() {
     let (_dir, fake, client) = fake().await;
     client.run_pod_sandbox(sandbox("a", 0), "").await.unwrap();
-    let taken = client
-        .run_pod_sandbox(sandbox("a", 0), "")
-        .await
-        .unwrap_err();
+    let taken = client.run_pod_sandbox(sandbox("a", 0), "").await.unwrap_err();
     assert!(taken.event_message().contains("is reserved for"), "{taken}");
     let absent = client.pull_image("nosuch:1", None, None).await.unwrap_err();
     assert!(absent.is_not_found());
@@ -162,21 +124,13 @@ async fn a_restarted_runtime_is_found_again_and_said_so() {
     assert_eq!(again.unwrap(), RuntimeEvent::LookAgain);
     client.version().await.unwrap();
 
-    let id = client
-        .create_container(&box_id, container("a", 0), sandbox("a", 0))
-        .await
-        .unwrap();
+    let id = client.create_container(&box_id, container("a", 0), sandbox("a", 0)).await.unwrap();
     client.start_container(&id).await.unwrap();
     fake.kill_for_memory(&id);
     let mut seen = Vec::new();
     while seen.len() < 3 {
         let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await;
-        let RuntimeEvent::Task {
-            change,
-            container,
-            pod,
-        } = event.unwrap()
-        else {
+        let RuntimeEvent::Task { change, container, pod } = event.unwrap() else {
             continue;
         };
         assert_eq!(container, id);

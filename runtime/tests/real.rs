@@ -90,11 +90,7 @@ impl Machine {
             log: at("containerd.log"),
             ..Default::default()
         };
-        Self {
-            dir,
-            options,
-            bridge,
-        }
+        Self { dir, options, bridge }
     }
 
     async fn client(&self) -> Client {
@@ -105,9 +101,7 @@ impl Machine {
     async fn with_images(&self) -> Client {
         let client = self.client().await;
         let images = images().expect("checked before");
-        import_tar_pinned(&client, &images.join("pause.tar"), &[PAUSE])
-            .await
-            .expect("pause");
+        import_tar_pinned(&client, &images.join("pause.tar"), &[PAUSE]).await.expect("pause");
         for name in ["nginx.tar", "busybox.tar"] {
             import_tar(&client, &images.join(name)).await.expect(name);
         }
@@ -140,14 +134,8 @@ impl Machine {
 
     fn container(&self, uid: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
         cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata {
-                name: "main".into(),
-                attempt: 0,
-            }),
-            image: Some(cri::ImageSpec {
-                image: image.into(),
-                ..Default::default()
-            }),
+            metadata: Some(cri::ContainerMetadata { name: "main".into(), attempt: 0 }),
+            image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
             command: command.iter().map(|word| word.to_string()).collect(),
             log_path: "main/0.log".into(),
             labels: BTreeMap::from([
@@ -176,16 +164,11 @@ impl Drop for Machine {
             // A failed test: nobody else ends its containers.
             let options = self.options.clone();
             let ended = std::thread::spawn(move || {
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .map(|rt| rt.block_on(Managed::stop(&options)))
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map(|rt| rt.block_on(Managed::stop(&options)))
             });
             let _ = ended.join();
         }
-        let _ = Command::new("ip")
-            .args(["link", "del", &self.bridge])
-            .output();
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).output();
         remove_group(&self.bridge);
     }
 }
@@ -227,10 +210,7 @@ macro_rules! or_skip {
 }
 
 fn get(address: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(
-        &format!("{address}:80").parse().expect("an address"),
-        Duration::from_secs(2),
-    )?;
+    let mut stream = TcpStream::connect_timeout(&format!("{address}:80").parse().expect("an address"), Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut page = String::new();
@@ -252,9 +232,7 @@ async fn next_of(events: &mut Events, wanted: Change) -> RuntimeEvent {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), search)
-        .await
-        .unwrap_or_else(|_| panic!("no {wanted:?} event"))
+    tokio::time::timeout(Duration::from_secs(20), search).await.unwrap_or_else(|_| panic!("no {wanted:?} event"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,11 +242,7 @@ async fn a_pod_lives_and_dies() {
     let client = machine.with_images().await;
     let version = client.version().await.unwrap();
     assert_eq!(version.runtime_api_version, "v1");
-    let pause = client
-        .image_status(PAUSE)
-        .await
-        .unwrap()
-        .expect("pause image");
+    let pause = client.image_status(PAUSE).await.unwrap().expect("pause image");
     assert!(pause.repo_tags.contains(&format!("docker.io/{PAUSE}")));
     assert!(client.image_status("nosuch:1").await.unwrap().is_none());
 
@@ -277,16 +251,11 @@ async fn a_pod_lives_and_dies() {
 
     // nginx by its image's own command, seen from the node.
     let config = machine.sandbox("u1");
-    let pod = bench::raw_start(&client, config, machine.container("u1", NGINX, &[]))
-        .await
-        .expect("nginx");
+    let pod = bench::raw_start(&client, config, machine.container("u1", NGINX, &[])).await.expect("nginx");
     next_of(&mut events, Change::Started).await;
     let uid = PodUid::from("u1");
     let seen = observe_pod(&client, &uid).await.unwrap();
-    assert_eq!(
-        (seen.namespace.as_str(), seen.name.as_str()),
-        ("default", "pod-u1")
-    );
+    assert_eq!((seen.namespace.as_str(), seen.name.as_str()), ("default", "pod-u1"));
     let sandbox = seen.sandbox().unwrap();
     assert!(sandbox.ready);
     assert_eq!(sandbox.host_network, Some(false));
@@ -304,56 +273,25 @@ async fn a_pod_lives_and_dies() {
     };
     assert!(page.contains("Welcome to nginx!"), "{page}");
     let limit = Instant::now() + Duration::from_secs(10);
-    while !std::fs::read_to_string(&container.log_path)
-        .unwrap()
-        .contains("GET / HTTP/1.0")
-    {
-        assert!(
-            Instant::now() < limit,
-            "the request is not in {}",
-            container.log_path
-        );
+    while !std::fs::read_to_string(&container.log_path).unwrap().contains("GET / HTTP/1.0") {
+        assert!(Instant::now() < limit, "the request is not in {}", container.log_path);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
     // A command inside, by exec: its exit is no event.
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let out = client
-        .exec_sync(
-            &pod.container,
-            &words("test -e /nosuch"),
-            Duration::from_secs(5),
-        )
-        .await
-        .unwrap();
+    let out = client.exec_sync(&pod.container, &words("test -e /nosuch"), Duration::from_secs(5)).await.unwrap();
     assert_eq!(out.exit_code, 1);
-    let out = client
-        .exec_sync(&pod.container, &words("nginx -v"), Duration::from_secs(5))
-        .await
-        .unwrap();
+    let out = client.exec_sync(&pod.container, &words("nginx -v"), Duration::from_secs(5)).await.unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("nginx/"));
-    let stdout = Streams {
-        stdout: true,
-        ..Default::default()
-    };
-    let url = client
-        .exec(&pod.container, &words("ls"), stdout)
-        .await
-        .unwrap();
+    let stdout = Streams { stdout: true, ..Default::default() };
+    let url = client.exec(&pod.container, &words("ls"), stdout).await.unwrap();
     assert!(url.starts_with("http://127.0.0.1:"), "{url}");
 
     // When an exit is reported, the status shows it.
-    client
-        .stop_container(&pod.container, Duration::from_secs(10))
-        .await
-        .unwrap();
+    client.stop_container(&pod.container, Duration::from_secs(10)).await.unwrap();
     let event = next_of(&mut events, Change::Exited).await;
-    let RuntimeEvent::Task {
-        container, pod: of, ..
-    } = event
-    else {
-        unreachable!()
-    };
+    let RuntimeEvent::Task { container, pod: of, .. } = event else { unreachable!() };
     assert_eq!((container, of), (pod.container.clone(), Some(uid.clone())));
     let status = client.container_status(&pod.container).await.unwrap();
     assert_eq!(status.state(), ContainerState::ContainerExited);
@@ -361,10 +299,7 @@ async fn a_pod_lives_and_dies() {
 
     // Everything twice: the second time it is gone, and that is fine.
     for _ in 0..2 {
-        client
-            .stop_container(&pod.container, Duration::ZERO)
-            .await
-            .unwrap();
+        client.stop_container(&pod.container, Duration::ZERO).await.unwrap();
         client.stop_pod_sandbox(&pod.sandbox).await.unwrap();
         client.remove_container(&pod.container).await.unwrap();
         client.remove_pod_sandbox(&pod.sandbox).await.unwrap();
@@ -384,33 +319,20 @@ async fn exits_and_memory_kills_are_told_truthfully() {
     subscribed(&mut events).await;
 
     // 30 short lives: at each exit event the status must already be the final one.
-    let sandbox = client
-        .run_pod_sandbox(machine.sandbox("u2"), "")
-        .await
-        .unwrap();
+    let sandbox = client.run_pod_sandbox(machine.sandbox("u2"), "").await.unwrap();
     for attempt in 0..30 {
         let mut config = machine.container("u2", BUSYBOX, &["sh", "-c", "exit 7"]);
         config.metadata.as_mut().unwrap().attempt = attempt;
-        let id = client
-            .create_container(&sandbox, config, machine.sandbox("u2"))
-            .await
-            .unwrap();
+        let id = client.create_container(&sandbox, config, machine.sandbox("u2")).await.unwrap();
         client.start_container(&id).await.unwrap();
         loop {
-            let RuntimeEvent::Task { container, .. } = next_of(&mut events, Change::Exited).await
-            else {
-                unreachable!()
-            };
+            let RuntimeEvent::Task { container, .. } = next_of(&mut events, Change::Exited).await else { unreachable!() };
             if container == id {
                 break;
             }
         }
         let status = client.container_status(&id).await.unwrap();
-        assert_eq!(
-            status.state(),
-            ContainerState::ContainerExited,
-            "attempt {attempt}"
-        );
+        assert_eq!(status.state(), ContainerState::ContainerExited, "attempt {attempt}");
         assert_eq!(status.exit_code, 7);
     }
     let seen = observe_pod(&client, &PodUid::from("u2")).await.unwrap();
@@ -421,16 +343,10 @@ async fn exits_and_memory_kills_are_told_truthfully() {
     let mut config = machine.container("u2", BUSYBOX, &["sh", "-c", "tail /dev/zero"]);
     config.metadata.as_mut().unwrap().attempt = 30;
     config.linux = Some(cri::LinuxContainerConfig {
-        resources: Some(cri::LinuxContainerResources {
-            memory_limit_in_bytes: 16 << 20,
-            ..Default::default()
-        }),
+        resources: Some(cri::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() }),
         ..Default::default()
     });
-    let id = client
-        .create_container(&sandbox, config, machine.sandbox("u2"))
-        .await
-        .unwrap();
+    let id = client.create_container(&sandbox, config, machine.sandbox("u2")).await.unwrap();
     client.start_container(&id).await.unwrap();
     next_of(&mut events, Change::Exited).await;
     let status = client.container_status(&id).await.unwrap();
@@ -443,13 +359,8 @@ async fn containerd_is_adopted_and_its_death_ends_no_pod() {
     or_skip!();
     let machine = Machine::new(3);
     let client = machine.with_images().await;
-    let pod = bench::raw_start(
-        &client,
-        machine.sandbox("u3"),
-        machine.container("u3", BUSYBOX, &["sleep", "1000"]),
-    )
-    .await
-    .expect("a sleeper");
+    let pod =
+        bench::raw_start(&client, machine.sandbox("u3"), machine.container("u3", BUSYBOX, &["sleep", "1000"])).await.expect("a sleeper");
     let mut events = Events::subscribe(&client);
     subscribed(&mut events).await;
 
@@ -457,14 +368,8 @@ async fn containerd_is_adopted_and_its_death_ends_no_pod() {
     assert!(first.adopted, "a second start adopts");
 
     // Killed: pods live on, a new one takes over, the same client finds it again, and the stream says so.
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(first.pid as i32),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
-    tokio::time::timeout(Duration::from_secs(10), first.ended())
-        .await
-        .expect("its end is noticed");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), first.ended()).await.expect("its end is noticed");
     let second = Managed::start(&machine.options).await.unwrap();
     assert!(!second.adopted);
     assert_ne!(second.pid, first.pid);
@@ -473,10 +378,7 @@ async fn containerd_is_adopted_and_its_death_ends_no_pod() {
     let seen = observe_pod(&client, &PodUid::from("u3")).await.unwrap();
     assert!(seen.sandbox().unwrap().ready);
     assert_eq!(seen.container("main").unwrap().id, pod.container);
-    assert_eq!(
-        seen.container("main").unwrap().state,
-        ContainerState::ContainerRunning
-    );
+    assert_eq!(seen.container("main").unwrap().state, ContainerState::ContainerRunning);
 
     // A lost pid file hides it from nobody.
     std::fs::remove_file(machine.options.state.join("containerd.pid")).unwrap();
@@ -485,11 +387,7 @@ async fn containerd_is_adopted_and_its_death_ends_no_pod() {
 
     // Kept: it comes back by itself, also when it was adopted and is nobody's child.
     let keeper = tokio::spawn(found.keep(machine.options.clone()));
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(second.pid as i32),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(second.pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
     drop(second);
     let again = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
     assert_eq!(again.expect("a sign"), RuntimeEvent::LookAgain);
@@ -514,19 +412,9 @@ async fn clean_up_works_without_the_daemon() {
     or_skip!();
     let machine = Machine::new(4);
     let client = machine.with_images().await;
-    bench::raw_start(
-        &client,
-        machine.sandbox("u4"),
-        machine.container("u4", BUSYBOX, &["sleep", "1000"]),
-    )
-    .await
-    .expect("a sleeper");
+    bench::raw_start(&client, machine.sandbox("u4"), machine.container("u4", BUSYBOX, &["sleep", "1000"])).await.expect("a sleeper");
     let managed = Managed::start(&machine.options).await.unwrap();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(managed.pid as i32),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(managed.pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
     drop(managed);
     machine.end().await;
 }
@@ -537,70 +425,32 @@ async fn archives_import_once_and_bad_ones_are_refused() {
     let machine = Machine::new(5);
     let client = machine.client().await;
     let images = images().unwrap();
-    let first = import_tar(&client, &images.join("nginx.tar"))
-        .await
-        .unwrap();
+    let first = import_tar(&client, &images.join("nginx.tar")).await.unwrap();
     assert_eq!(first, [NGINX]);
     let began = Instant::now();
-    assert_eq!(
-        import_tar(&client, &images.join("nginx.tar"))
-            .await
-            .unwrap(),
-        first
-    );
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "a repetition sends nothing"
-    );
+    assert_eq!(import_tar(&client, &images.join("nginx.tar")).await.unwrap(), first);
+    assert!(began.elapsed() < Duration::from_secs(2), "a repetition sends nothing");
     let image = client.image_status("nginx:alpine").await.unwrap().unwrap();
     assert!(image.size > 1 << 20);
 
     // docker save's form, made from the same layer.
     let saved = machine.dir.path().join("saved");
     std::fs::create_dir(&saved).unwrap();
-    let unpack = Command::new("tar")
-        .args([
-            Path::new("-C"),
-            &saved,
-            Path::new("-xf"),
-            &images.join("busybox.tar"),
-        ])
-        .status()
-        .unwrap();
+    let unpack = Command::new("tar").args([Path::new("-C"), &saved, Path::new("-xf"), &images.join("busybox.tar")]).status().unwrap();
     assert!(unpack.success());
     let blobs = saved.join("blobs/sha256");
-    let mut by_size: Vec<(u64, PathBuf)> = std::fs::read_dir(&blobs)
-        .unwrap()
-        .map(|e| e.unwrap())
-        .map(|e| (e.metadata().unwrap().len(), e.path()))
-        .collect();
+    let mut by_size: Vec<(u64, PathBuf)> =
+        std::fs::read_dir(&blobs).unwrap().map(|e| e.unwrap()).map(|e| (e.metadata().unwrap().len(), e.path())).collect();
     by_size.sort();
     let layer = by_size.pop().unwrap().1;
-    let config = by_size
-        .into_iter()
-        .map(|(_, path)| path)
-        .find(|path| std::fs::read_to_string(path).unwrap().contains("rootfs"))
-        .unwrap();
+    let config = by_size.into_iter().map(|(_, path)| path).find(|path| std::fs::read_to_string(path).unwrap().contains("rootfs")).unwrap();
     std::fs::rename(layer, saved.join("layer.tar")).unwrap();
     std::fs::rename(config, saved.join("config.json")).unwrap();
     std::fs::remove_file(saved.join("index.json")).unwrap();
-    std::fs::write(
-        saved.join("manifest.json"),
-        r#"[{"Config":"config.json","RepoTags":["saved:1"],"Layers":["layer.tar"]}]"#,
-    )
-    .unwrap();
+    std::fs::write(saved.join("manifest.json"), r#"[{"Config":"config.json","RepoTags":["saved:1"],"Layers":["layer.tar"]}]"#).unwrap();
     let tar = machine.dir.path().join("saved.tar");
     let pack = |tar: &Path| {
-        let done = Command::new("tar")
-            .args([
-                Path::new("-C"),
-                &saved,
-                Path::new("-cf"),
-                tar,
-                Path::new("."),
-            ])
-            .status()
-            .unwrap();
+        let done = Command::new("tar").args([Path::new("-C"), &saved, Path::new("-cf"), tar, Path::new(".")]).status().unwrap();
         assert!(done.success());
     };
     pack(&tar);
@@ -615,19 +465,10 @@ async fn archives_import_once_and_bad_ones_are_refused() {
     let file = machine.dir.path().join("bad.tar");
     std::fs::write(&file, bad).unwrap();
     let error = import_tar(&client, &file).await.unwrap_err().to_string();
-    assert!(
-        error.contains("bad.tar") && error.contains("damaged"),
-        "{error}"
-    );
+    assert!(error.contains("bad.tar") && error.contains("damaged"), "{error}");
     assert!(client.image_status(PAUSE).await.unwrap().is_none());
 
-    let tags: Vec<String> = client
-        .list_images()
-        .await
-        .unwrap()
-        .into_iter()
-        .flat_map(|image| image.repo_tags)
-        .collect();
+    let tags: Vec<String> = client.list_images().await.unwrap().into_iter().flat_map(|image| image.repo_tags).collect();
     assert_eq!(tags.len(), 2, "{tags:?}");
     machine.end().await;
 }
@@ -638,10 +479,7 @@ async fn a_runtime_that_is_away_is_worth_a_retry() {
     let client = Client::connect(&dir.path().join("none.sock"));
     let error = client.version().await.unwrap_err();
     assert!(error.is_retryable() && error.is_unavailable(), "{error:?}");
-    let error = client
-        .stop_pod_sandbox(&SandboxId::from("x"))
-        .await
-        .unwrap_err();
+    let error = client.stop_pod_sandbox(&SandboxId::from("x")).await.unwrap_err();
     assert!(!error.is_not_found());
 }
 
@@ -652,10 +490,7 @@ async fn calls_given_up_half_way_leave_nothing() {
     let client = machine.with_images().await;
     // A first one, whole: unpacks the image, and says how long it takes.
     let began = Instant::now();
-    let first = client
-        .run_pod_sandbox(machine.sandbox("whole"), "")
-        .await
-        .unwrap();
+    let first = client.run_pod_sandbox(machine.sandbox("whole"), "").await.unwrap();
     client.stop_pod_sandbox(&first).await.unwrap();
     client.remove_pod_sandbox(&first).await.unwrap();
     let whole = began.elapsed();
@@ -672,18 +507,10 @@ async fn calls_given_up_half_way_leave_nothing() {
     let leases = machine.dir.path().join("ipam").join(&machine.bridge);
     let left = || {
         let count = |dir: &Path, what: fn(&str) -> bool| {
-            std::fs::read_dir(dir)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter(|e| what(&e.file_name().to_string_lossy()))
-                .count()
+            std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| what(&e.file_name().to_string_lossy())).count()
         };
         (
-            processes_naming("containerd-shim")
-                .iter()
-                .filter(|line| line.contains(machine.options.socket.to_str().unwrap()))
-                .count(),
+            processes_naming("containerd-shim").iter().filter(|line| line.contains(machine.options.socket.to_str().unwrap())).count(),
             count(&netns, |_| true),
             count(&leases, |name| name.starts_with("10.")),
         )
@@ -700,11 +527,7 @@ async fn calls_given_up_half_way_leave_nothing() {
         }
         // A shim or so containerd does lose; the agent ends those.
         Managed::sweep(&machine.options, Duration::from_secs(1)).await;
-        assert!(
-            Instant::now() < limit,
-            "shims, network namespaces, addresses left: {:?}",
-            left()
-        );
+        assert!(Instant::now() < limit, "shims, network namespaces, addresses left: {:?}", left());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     machine.end().await;

@@ -76,39 +76,26 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
     private_dir(&data_dir)?;
     private_dir(&tls_dir)?;
     // Before anything is written: a second server on the same port should change nothing.
-    let listener = bind(options.listen).await.with_context(|| {
-        format!(
-            "listen on {}; is another server running? choose another with --listen",
-            options.listen
-        )
-    })?;
+    let listener = bind(options.listen)
+        .await
+        .with_context(|| format!("listen on {}; is another server running? choose another with --listen", options.listen))?;
     let listen = listener.local_addr().context("listening address")?;
 
     let pki = Arc::new(Pki::open(&tls_dir, now)?);
     let token_path = data_dir.join("token");
-    let password = token_file(&token_path, pki.server_ca.cert_pem())
-        .with_context(|| format!("token file {}", token_path.display()))?;
+    let password = token_file(&token_path, pki.server_ca.cert_pem()).with_context(|| format!("token file {}", token_path.display()))?;
     let cluster = Arc::new(cluster(&options, listen, data_dir.clone(), &pki));
     let kubeconfig = data_dir.join("kubeconfig.yaml");
     write_kubeconfig(&kubeconfig, listen, &pki)?;
 
     let database = data_dir.join("state.db");
-    let registry =
-        Registry::open(&database).with_context(|| format!("database {}", database.display()))?;
+    let registry = Registry::open(&database).with_context(|| format!("database {}", database.display()))?;
     let tokens = Arc::new(Tokens::new(password, &pki.service_key, registry.clone())?);
     let sessions = Arc::new(Sessions::default());
     let kubelets = Kubelets::new(registry.clone(), sessions.clone(), pki.clone());
     let handlers = Handlers {
-        supervisor: Arc::new(Supervisor {
-            pki: pki.clone(),
-            registry: registry.clone(),
-            sessions,
-            cluster: cluster.clone(),
-        }),
-        proxy: Arc::new(Proxy {
-            registry: registry.clone(),
-            kubelets,
-        }),
+        supervisor: Arc::new(Supervisor { pki: pki.clone(), registry: registry.clone(), sessions, cluster: cluster.clone() }),
+        proxy: Arc::new(Proxy { registry: registry.clone(), kubelets }),
         tokens: tokens.clone(),
         registry: registry.clone(),
     };
@@ -121,26 +108,13 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
     };
     let client_ca_pem = pki.client_ca.cert_pem().as_bytes().to_vec();
     let root_ca = pki.server_ca.cert_pem().to_owned();
-    controllers::bootstrap(&context, &root_ca)
-        .await
-        .context("objects every cluster has")?;
+    controllers::bootstrap(&context, &root_ca).await.context("objects every cluster has")?;
     let mut running = controllers::start(&context, &root_ca, &stop);
 
-    let certificates = Certificates {
-        pki,
-        cluster: cluster.clone(),
-        asked: options.tls_san,
-        listen,
-        kubeconfig: kubeconfig.clone(),
-    };
+    let certificates = Certificates { pki, cluster: cluster.clone(), asked: options.tls_san, listen, kubeconfig: kubeconfig.clone() };
     let (publish, tls) = watch::channel(certificates.serving(&machine::addresses())?);
     running.push(tokio::spawn(certificates.keep(publish, stop.clone())));
-    let server = Arc::new(Server {
-        registry,
-        credentials: tokens,
-        extra: Arc::new(handlers),
-        client_ca_pem,
-    });
+    let server = Arc::new(Server { registry, credentials: tokens, extra: Arc::new(handlers), client_ca_pem });
     info!(
         listen = %listen,
         nodes = %cluster.endpoint(),
@@ -148,9 +122,7 @@ pub async fn serve(options: Options, stop: watch::Receiver<bool>) -> Result<()> 
         token = %token_path.display(),
         "serving"
     );
-    http::serve(listener, tls, server, stop)
-        .await
-        .context("listener")?;
+    http::serve(listener, tls, server, stop).await.context("listener")?;
     for task in running {
         let _ = task.await;
     }
@@ -162,9 +134,7 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let mut attempts = 0;
     loop {
         match TcpListener::bind(address).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 10 => {
-                attempts += 1
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 10 => attempts += 1,
             bound => return bound,
         }
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -182,18 +152,10 @@ fn private_dir(path: &Path) -> Result<()> {
 }
 
 fn cluster(options: &Options, listen: SocketAddr, data_dir: PathBuf, pki: &Pki) -> Cluster {
-    let advertise = options.advertise_address.unwrap_or_else(|| {
-        if listen.ip().is_unspecified() {
-            machine::main_address()
-        } else {
-            listen.ip()
-        }
-    });
+    let advertise =
+        options.advertise_address.unwrap_or_else(|| if listen.ip().is_unspecified() { machine::main_address() } else { listen.ip() });
     // Derived, so that it stays the same without being stored.
-    let psk = ring::hmac::sign(
-        &ring::hmac::Key::new(ring::hmac::HMAC_SHA384, &pki.service_key),
-        b"embedded registry",
-    );
+    let psk = ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA384, &pki.service_key), b"embedded registry");
     let mut cluster = Cluster {
         pods: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
         services: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16),
@@ -205,12 +167,7 @@ fn cluster(options: &Options, listen: SocketAddr, data_dir: PathBuf, pki: &Pki) 
         data_dir,
         ipsec_psk: hex(psk.as_ref()),
     };
-    cluster.sans = sans(
-        &cluster,
-        &options.tls_san,
-        listen.ip(),
-        &machine::addresses(),
-    );
+    cluster.sans = sans(&cluster, &options.tls_san, listen.ip(), &machine::addresses());
     cluster
 }
 
@@ -218,32 +175,11 @@ fn cluster(options: &Options, listen: SocketAddr, data_dir: PathBuf, pki: &Pki) 
 fn sans(cluster: &Cluster, asked: &[String], listen: IpAddr, machine: &[IpAddr]) -> Vec<String> {
     let mut sans: Vec<String> = Vec::new();
     let short = cluster.server_name.split('.').next().unwrap_or_default();
-    let fixed = [
-        "127.0.0.1",
-        "::1",
-        "localhost",
-        &cluster.server_name,
-        short,
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-    ];
-    let computed = [
-        cluster.advertise.to_string(),
-        format!("kubernetes.default.svc.{}", cluster.domain),
-        cluster.service_ip(1).to_string(),
-    ];
-    let addresses = machine
-        .iter()
-        .chain([&listen])
-        .filter(|ip| !ip.is_unspecified())
-        .map(ToString::to_string);
-    let all = fixed
-        .iter()
-        .map(|name| (*name).to_owned())
-        .chain(computed)
-        .chain(addresses)
-        .chain(asked.iter().cloned());
+    let fixed =
+        ["127.0.0.1", "::1", "localhost", &cluster.server_name, short, "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    let computed = [cluster.advertise.to_string(), format!("kubernetes.default.svc.{}", cluster.domain), cluster.service_ip(1).to_string()];
+    let addresses = machine.iter().chain([&listen]).filter(|ip| !ip.is_unspecified()).map(ToString::to_string);
+    let all = fixed.iter().map(|name| (*name).to_owned()).chain(computed).chain(addresses).chain(asked.iter().cloned());
     for san in all {
         if !san.is_empty() && !sans.contains(&san) {
             sans.push(san);
@@ -270,21 +206,14 @@ impl Certificates {
     /// A new serving certificate for a machine with these addresses.
     fn serving(&self, machine: &[IpAddr]) -> Result<Arc<ServerConfig>> {
         let sans = sans(&self.cluster, &self.asked, self.listen.ip(), machine);
-        let pair = self
-            .pki
-            .server_ca
-            .issue(&serving_leaf(sans), OffsetDateTime::now_utc())?;
+        let pair = self.pki.server_ca.issue(&serving_leaf(sans), OffsetDateTime::now_utc())?;
         http::tls_config(pair.cert_pem.as_bytes(), pair.key_pem.as_bytes())
             .map_err(anyhow::Error::from_boxed)
             .context("serving certificate")
     }
 
     /// Publishes a new serving certificate when the machine's addresses change, and with the admin's before they end.
-    async fn keep(
-        self,
-        publish: watch::Sender<Arc<ServerConfig>>,
-        mut stop: watch::Receiver<bool>,
-    ) {
+    async fn keep(self, publish: watch::Sender<Arc<ServerConfig>>, mut stop: watch::Receiver<bool>) {
         let (mut known, mut since) = (machine::addresses(), Instant::now());
         loop {
             tokio::select! {
@@ -298,18 +227,11 @@ impl Certificates {
             }
             let renewed = self.serving(&addresses).and_then(|tls| {
                 publish.send_replace(tls);
-                if old {
-                    write_kubeconfig(&self.kubeconfig, self.listen, &self.pki)
-                } else {
-                    Ok(())
-                }
+                if old { write_kubeconfig(&self.kubeconfig, self.listen, &self.pki) } else { Ok(()) }
             });
             match renewed {
                 Ok(()) => info!(addresses = addresses.len(), "serving certificate renewed"),
-                Err(error) => warn!(
-                    error = format!("{error:#}"),
-                    "serving certificate not renewed"
-                ),
+                Err(error) => warn!(error = format!("{error:#}"), "serving certificate not renewed"),
             }
             (known, since) = (addresses, if old { Instant::now() } else { since });
         }
@@ -324,21 +246,14 @@ fn serving_leaf(sans: Vec<String>) -> Leaf {
             Err(_) => dns.push(san),
         }
     }
-    Leaf {
-        common_name: "k3s".to_owned(),
-        organization: Some("k3s".to_owned()),
-        usage: Usage::Server,
-        dns,
-        ips,
-    }
+    Leaf { common_name: "k3s".to_owned(), organization: Some("k3s".to_owned()), usage: Usage::Server, dns, ips }
 }
 
 /// Writes a kubeconfig with a new certificate for the administrator.
 fn write_kubeconfig(path: &Path, listen: SocketAddr, pki: &Pki) -> Result<()> {
     let leaf = Leaf::client("system:admin", Some(MASTERS));
     let admin = pki.client_ca.issue(&leaf, OffsetDateTime::now_utc())?;
-    files::write(path, kubeconfig_text(listen, pki, &admin).as_bytes(), 0o600)
-        .with_context(|| format!("kubeconfig {}", path.display()))
+    files::write(path, kubeconfig_text(listen, pki, &admin).as_bytes(), 0o600).with_context(|| format!("kubeconfig {}", path.display()))
 }
 
 fn kubeconfig_text(listen: SocketAddr, pki: &Pki, admin: &CertKey) -> String {
@@ -366,12 +281,7 @@ mod tests {
     #[test]
     fn serving_certificate_has_every_name_k3s_has() {
         let machine = ["10.99.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let sans = sans(
-            &example(),
-            &["edge.example".to_owned()],
-            "0.0.0.0".parse().unwrap(),
-            &machine,
-        );
+        let sans = sans(&example(), &["edge.example".to_owned()], "0.0.0.0".parse().unwrap(), &machine);
         for san in [
             "10.99.0.1",
             "127.0.0.1",
@@ -386,11 +296,7 @@ mod tests {
             "fd00::1",
             "edge.example",
         ] {
-            assert_eq!(
-                sans.iter().filter(|present| *present == san).count(),
-                1,
-                "{san}"
-            );
+            assert_eq!(sans.iter().filter(|present| *present == san).count(), 1, "{san}");
         }
         assert!(!sans.contains(&"0.0.0.0".to_owned()));
     }

@@ -30,12 +30,7 @@ impl Extra for Handlers {
         self.supervisor.handle(request, caller)
     }
 
-    fn subresource(
-        &self,
-        info: RequestInfo,
-        request: Request<Incoming>,
-        identity: Identity,
-    ) -> Handled {
+    fn subresource(&self, info: RequestInfo, request: Request<Incoming>, identity: Identity) -> Handled {
         if info.resource != "serviceaccounts" || info.subresource != "token" {
             return self.proxy.handle(info, request, &identity);
         }

@@ -33,10 +33,7 @@ pub fn main_address() -> IpAddr {
         .map(|address| address.ip());
     match routed {
         Ok(ip) if !ip.is_loopback() && !ip.is_unspecified() => ip,
-        _ => addresses()
-            .into_iter()
-            .find(|ip| ip.is_ipv4() && !ip.is_loopback())
-            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => addresses().into_iter().find(|ip| ip.is_ipv4() && !ip.is_loopback()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
     }
 }
 

@@ -10,17 +10,10 @@ fn main() -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_max_level(if options.debug {
-            LevelFilter::DEBUG
-        } else {
-            LevelFilter::INFO
-        })
+        .with_max_level(if options.debug { LevelFilter::DEBUG } else { LevelFilter::INFO })
         .with_ansi(false)
         .init();
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "no async runtime");

@@ -10,9 +10,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
@@ -122,40 +121,20 @@ impl Ca {
             Some(pem) => pem,
             None => return Ca::create(&cert_path, &key_path, name, now),
         };
-        let key_pem = read(&key_path)?.ok_or_else(|| Error::File {
-            path: key_path.clone(),
-            source: io::Error::from(io::ErrorKind::NotFound),
-        })?;
-        let key = KeyPair::from_pem(&key_pem).map_err(|source| Error::Damaged {
-            path: key_path,
-            source,
-        })?;
-        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(|source| Error::Damaged {
-            path: cert_path,
-            source,
-        })?;
+        let key_pem =
+            read(&key_path)?.ok_or_else(|| Error::File { path: key_path.clone(), source: io::Error::from(io::ErrorKind::NotFound) })?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|source| Error::Damaged { path: key_path, source })?;
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(|source| Error::Damaged { path: cert_path, source })?;
         Ok(Ca { cert_pem, issuer })
     }
 
-    fn create(
-        cert_path: &Path,
-        key_path: &Path,
-        name: &str,
-        now: OffsetDateTime,
-    ) -> Result<Ca, Error> {
+    fn create(cert_path: &Path, key_path: &Path, name: &str, now: OffsetDateTime) -> Result<Ca, Error> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(
-            DnType::CommonName,
-            format!("{name}@{}", now.unix_timestamp()),
-        );
+        params.distinguished_name.push(DnType::CommonName, format!("{name}@{}", now.unix_timestamp()));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-            KeyUsagePurpose::KeyCertSign,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
         // Serial 0, as K3s has it: agents that would trip over it should do so here and not in the field.
         params.serial_number = Some(SerialNumber::from_slice(&[0]));
         params.not_before = now - BACKDATED;
@@ -163,19 +142,11 @@ impl Ca {
         let cert_pem = normalise_pem(&params.self_signed(&key)?.pem());
         put(key_path, key.serialize_pem().as_bytes(), 0o600)?;
         put(cert_path, cert_pem.as_bytes(), 0o644)?;
-        Ok(Ca {
-            issuer: Issuer::from_ca_cert_pem(&cert_pem, key)?,
-            cert_pem,
-        })
+        Ok(Ca { issuer: Issuer::from_ca_cert_pem(&cert_pem, key)?, cert_pem })
     }
 
     /// Signs `leaf` for `key`. Returns the leaf followed by this CA, PEM.
-    pub fn sign(
-        &self,
-        leaf: &Leaf,
-        key: &impl PublicKeyData,
-        now: OffsetDateTime,
-    ) -> Result<String, Error> {
+    pub fn sign(&self, leaf: &Leaf, key: &impl PublicKeyData, now: OffsetDateTime) -> Result<String, Error> {
         let mut params = CertificateParams::default();
         let mut subject = DistinguishedName::new();
         if let Some(organization) = &leaf.organization {
@@ -185,22 +156,15 @@ impl Ca {
         params.distinguished_name = subject;
         params.is_ca = IsCa::NoCa;
         params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![match leaf.usage {
             Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
         }];
         for name in &leaf.dns {
-            params
-                .subject_alt_names
-                .push(SanType::DnsName(name.as_str().try_into()?));
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
         }
-        params
-            .subject_alt_names
-            .extend(leaf.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+        params.subject_alt_names.extend(leaf.ips.iter().map(|ip| SanType::IpAddress(*ip)));
         params.serial_number = Some(serial()?);
         params.not_before = now - BACKDATED;
         params.not_after = now - BACKDATED + LEAF_LIFETIME;
@@ -211,10 +175,7 @@ impl Ca {
     /// Creates a key and a certificate for it.
     pub fn issue(&self, leaf: &Leaf, now: OffsetDateTime) -> Result<CertKey, Error> {
         let key = KeyPair::generate()?;
-        Ok(CertKey {
-            cert_pem: self.sign(leaf, &key, now)?,
-            key_pem: key.serialize_pem(),
-        })
+        Ok(CertKey { cert_pem: self.sign(leaf, &key, now)?, key_pem: key.serialize_pem() })
     }
 
     /// Signs the public key of the PKCS#10 request `csr`, exactly one DER value; nothing else of it is used.
@@ -227,8 +188,7 @@ impl Ca {
             Ok(([], _)) => {}
             _ => return Err(Error::NotACsr),
         }
-        let request =
-            CertificateSigningRequestParams::from_der(&csr.into()).map_err(|_| Error::NotACsr)?;
+        let request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(|_| Error::NotACsr)?;
         self.sign(leaf, &request.public_key, now)
     }
 }
@@ -246,10 +206,7 @@ pub struct Pki {
 impl Pki {
     /// Loads the material below `dir`, creating what is missing. `now` dates new CAs.
     pub fn open(dir: &Path, now: OffsetDateTime) -> Result<Pki, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::File {
-            path: dir.to_owned(),
-            source,
-        })?;
+        fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
         Ok(Pki {
             server_ca: Ca::open(dir, "server-ca", "k3s-server-ca", now)?,
             client_ca: Ca::open(dir, "client-ca", "k3s-client-ca", now)?,
@@ -260,12 +217,7 @@ impl Pki {
 
 fn service_key(path: &Path) -> Result<Vec<u8>, Error> {
     if let Some(pem) = read(path)? {
-        return KeyPair::from_pem(&pem)
-            .map(|key| key.serialize_der())
-            .map_err(|source| Error::Damaged {
-                path: path.to_owned(),
-                source,
-            });
+        return KeyPair::from_pem(&pem).map(|key| key.serialize_der()).map_err(|source| Error::Damaged { path: path.to_owned(), source });
     }
     let key = KeyPair::generate()?;
     put(path, key.serialize_pem().as_bytes(), 0o600)?;
@@ -283,9 +235,7 @@ fn serial() -> Result<SerialNumber, Error> {
 pub fn random<const N: usize>() -> [u8; N] {
     use ring::rand::SecureRandom;
     let mut bytes = [0_u8; N];
-    ring::rand::SystemRandom::new()
-        .fill(&mut bytes)
-        .expect("the kernel's random source answers");
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the kernel's random source answers");
     bytes
 }
 
@@ -312,18 +262,12 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::File {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
     }
 }
 
 fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    files::write(path, bytes, mode).map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })
+    files::write(path, bytes, mode).map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -343,25 +287,14 @@ mod tests {
         let second = Pki::open(dir.path(), now() + Duration::days(1)).unwrap();
         assert_eq!(first.server_ca.cert_pem(), second.server_ca.cert_pem());
         assert_eq!(first.service_key, second.service_key);
-        let pem = Pem::iter_from_buffer(first.client_ca.cert_pem().as_bytes())
-            .next()
-            .unwrap()
-            .unwrap();
+        let pem = Pem::iter_from_buffer(first.client_ca.cert_pem().as_bytes()).next().unwrap().unwrap();
         let cert = pem.parse_x509().unwrap();
         assert_eq!(cert.subject().to_string(), "CN=k3s-client-ca@1795396859");
         assert_eq!(cert.serial, 0_u32.into());
         assert!(cert.is_ca());
         assert_eq!(cert.validity().not_before.timestamp(), 1_795_396_859 - 3600);
-        assert_eq!(
-            cert.validity().not_after.timestamp(),
-            1_795_396_859 - 3600 + 3650 * 86400
-        );
-        assert!(
-            first
-                .client_ca
-                .cert_pem()
-                .ends_with("-----END CERTIFICATE-----\n")
-        );
+        assert_eq!(cert.validity().not_after.timestamp(), 1_795_396_859 - 3600 + 3650 * 86400);
+        assert!(first.client_ca.cert_pem().ends_with("-----END CERTIFICATE-----\n"));
     }
 
     #[test]
@@ -369,22 +302,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(Pki::open(dir.path(), now()).unwrap());
         let pki = Pki::open(dir.path(), now()).unwrap();
-        let pair = pki
-            .client_ca
-            .issue(&Leaf::client("system:node:a", Some("system:nodes")), now())
-            .unwrap();
-        let pems: Vec<Pem> = Pem::iter_from_buffer(pair.cert_pem.as_bytes())
-            .map(Result::unwrap)
-            .collect();
+        let pair = pki.client_ca.issue(&Leaf::client("system:node:a", Some("system:nodes")), now()).unwrap();
+        let pems: Vec<Pem> = Pem::iter_from_buffer(pair.cert_pem.as_bytes()).map(Result::unwrap).collect();
         assert_eq!(pems.len(), 2);
         let (_, leaf) = parse_x509_certificate(&pems[0].contents).unwrap();
         let (_, ca) = parse_x509_certificate(&pems[1].contents).unwrap();
         leaf.verify_signature(Some(ca.public_key())).unwrap();
         assert_eq!(leaf.issuer().as_raw(), ca.subject().as_raw());
-        assert_eq!(
-            leaf.subject().to_string(),
-            "O=system:nodes, CN=system:node:a"
-        );
+        assert_eq!(leaf.subject().to_string(), "O=system:nodes, CN=system:node:a");
     }
 
     #[test]
@@ -392,9 +317,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), now()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let csr = CertificateParams::default()
-            .serialize_request(&key)
-            .unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap();
         let leaf = Leaf::client("x", None);
         pki.client_ca.sign_csr(&leaf, csr.der(), now()).unwrap();
         let mut longer = csr.der().to_vec();
@@ -402,10 +325,7 @@ mod tests {
         let mut forged = csr.der().to_vec();
         *forged.last_mut().unwrap() ^= 1;
         for body in [&b""[..], csr.pem().unwrap().as_bytes(), &longer, &forged] {
-            assert!(matches!(
-                pki.client_ca.sign_csr(&leaf, body, now()),
-                Err(Error::NotACsr)
-            ));
+            assert!(matches!(pki.client_ca.sign_csr(&leaf, body, now()), Err(Error::NotACsr)));
         }
     }
 }

@@ -33,12 +33,8 @@ pub async fn serve(
     let mut asked = request::decode(&media, &request::read_body(incoming.into_body()).await?)?;
     let account = registry.get(&kind::SERVICE_ACCOUNT, Some(&info.namespace), &info.name)?;
     let lifetime = lifetime(&asked)?;
-    let audiences: Vec<String> = asked["spec"]["audiences"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|audience| audience.as_str().map(str::to_owned))
-        .collect();
+    let audiences: Vec<String> =
+        asked["spec"]["audiences"].as_array().into_iter().flatten().filter_map(|audience| audience.as_str().map(str::to_owned)).collect();
     let pod = bound_pod(registry, &info.namespace, &asked["spec"]["boundObjectRef"])?;
     if let Some(node) = identity.node() {
         restrict(node, &info.name, pod.as_deref(), &audiences)?;
@@ -67,16 +63,12 @@ pub async fn serve(
     text.push('\n');
     let mut response = Response::new(full(text));
     *response.status_mut() = StatusCode::CREATED;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
 fn lifetime(asked: &Value) -> Result<i64, ApiStatus> {
-    let seconds = asked["spec"]["expirationSeconds"]
-        .as_i64()
-        .unwrap_or(DEFAULT);
+    let seconds = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT);
     let wrong = |why: &str| {
         let cause = Cause {
             reason: "FieldValueInvalid".to_owned(),
@@ -84,10 +76,7 @@ fn lifetime(asked: &Value) -> Result<i64, ApiStatus> {
             field: "spec.expirationSeconds".to_owned(),
         };
         let mut status = ApiStatus::invalid(&kind::SERVICE_ACCOUNT, "", vec![cause]);
-        status.message =
-            status
-                .message
-                .replacen("ServiceAccount", "TokenRequest.authentication.k8s.io", 1);
+        status.message = status.message.replacen("ServiceAccount", "TokenRequest.authentication.k8s.io", 1);
         Err(status)
     };
     match seconds {
@@ -97,19 +86,12 @@ fn lifetime(asked: &Value) -> Result<i64, ApiStatus> {
     }
 }
 
-fn bound_pod(
-    registry: &Arc<Registry>,
-    namespace: &str,
-    reference: &Value,
-) -> Result<Option<Arc<Value>>, ApiStatus> {
+fn bound_pod(registry: &Arc<Registry>, namespace: &str, reference: &Value) -> Result<Option<Arc<Value>>, ApiStatus> {
     if reference.is_null() {
         return Ok(None);
     }
     if reference["kind"] != "Pod" {
-        return Err(ApiStatus::bad_request(format!(
-            "cannot bind token for serviceaccount to object of type {}",
-            reference["kind"]
-        )));
+        return Err(ApiStatus::bad_request(format!("cannot bind token for serviceaccount to object of type {}", reference["kind"])));
     }
     let name = reference["name"].as_str().unwrap_or_default();
     let pod = registry.get(&kind::POD, Some(namespace), name)?;
@@ -126,58 +108,29 @@ fn bound_pod(
 
 /// A node gets tokens only for pods bound to it, for their own service account, and for the audiences a projected
 /// volume of the pod names (an empty one stands for the API server's).
-fn restrict(
-    node: &str,
-    account: &str,
-    pod: Option<&Value>,
-    audiences: &[String],
-) -> Result<(), ApiStatus> {
+fn restrict(node: &str, account: &str, pod: Option<&Value>, audiences: &[String]) -> Result<(), ApiStatus> {
     let refuse = |why: String| Err(ApiStatus::forbidden("", "serviceaccounts", account, &why));
     let Some(pod) = pod else {
         return refuse("node requested token not bound to a pod".to_owned());
     };
     if pod["spec"]["nodeName"] != *node {
-        return refuse(
-            "node requested token bound to a pod scheduled on a different node".to_owned(),
-        );
+        return refuse("node requested token bound to a pod scheduled on a different node".to_owned());
     }
-    if pod["spec"]["serviceAccountName"]
-        .as_str()
-        .unwrap_or("default")
-        != account
-    {
-        return refuse(format!(
-            "node requested token for a service account the pod {} does not use",
-            object::name(pod)
-        ));
+    if pod["spec"]["serviceAccountName"].as_str().unwrap_or("default") != account {
+        return refuse(format!("node requested token for a service account the pod {} does not use", object::name(pod)));
     }
     let named: Vec<&str> = pod["spec"]["volumes"]
         .as_array()
         .into_iter()
         .flatten()
-        .flat_map(|volume| {
-            volume["projected"]["sources"]
-                .as_array()
-                .into_iter()
-                .flatten()
-        })
+        .flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten())
         .filter(|source| source["serviceAccountToken"].is_object())
-        .map(|source| {
-            source["serviceAccountToken"]["audience"]
-                .as_str()
-                .unwrap_or_default()
-        })
+        .map(|source| source["serviceAccountToken"]["audience"].as_str().unwrap_or_default())
         .collect();
-    let asked: Vec<&str> = if audiences.is_empty() {
-        vec![""]
-    } else {
-        audiences.iter().map(String::as_str).collect()
-    };
+    let asked: Vec<&str> = if audiences.is_empty() { vec![""] } else { audiences.iter().map(String::as_str).collect() };
     for audience in asked {
         if !named.contains(&audience) {
-            return refuse(format!(
-                "audience {audience:?} not found in pod spec volume"
-            ));
+            return refuse(format!("audience {audience:?} not found in pod spec volume"));
         }
     }
     Ok(())
@@ -197,25 +150,11 @@ mod tests {
             ] },
         });
         let vault = ["vault".to_owned()];
-        type Row<'a> = (
-            &'a str,
-            &'a str,
-            &'a str,
-            Option<&'a Value>,
-            &'a [String],
-            bool,
-        );
+        type Row<'a> = (&'a str, &'a str, &'a str, Option<&'a Value>, &'a [String], bool);
         let rows: &[Row<'_>] = &[
             ("own pod", "a", "default", Some(&pod), &[], true),
             ("named audience", "a", "default", Some(&pod), &vault, true),
-            (
-                "other audience",
-                "a",
-                "default",
-                Some(&pod),
-                &["x".to_owned()],
-                false,
-            ),
+            ("other audience", "a", "default", Some(&pod), &["x".to_owned()], false),
             ("other node", "b", "default", Some(&pod), &[], false),
             ("other account", "a", "robot", Some(&pod), &[], false),
             ("not bound", "a", "default", None, &[], false),
@@ -229,15 +168,7 @@ mod tests {
     #[test]
     fn lifetime_is_at_least_ten_minutes() {
         assert_eq!(lifetime(&json!({})).unwrap(), 3600);
-        assert_eq!(
-            lifetime(&json!({ "spec": { "expirationSeconds": 3607 } })).unwrap(),
-            3607
-        );
-        assert_eq!(
-            lifetime(&json!({ "spec": { "expirationSeconds": 599 } }))
-                .unwrap_err()
-                .code,
-            422
-        );
+        assert_eq!(lifetime(&json!({ "spec": { "expirationSeconds": 3607 } })).unwrap(), 3607);
+        assert_eq!(lifetime(&json!({ "spec": { "expirationSeconds": 599 } })).unwrap_err().code, 422);
     }
 }

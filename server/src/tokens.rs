@@ -14,10 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
-use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
-    UnparsedPublicKey,
-};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -111,38 +108,18 @@ pub fn token_file(path: &Path, ca_pem: &str) -> io::Result<String> {
 fn password_of(token: &str) -> Option<String> {
     let password = match token.strip_prefix("K10") {
         None => token,
-        Some(rest) => {
-            rest.split_once("::")
-                .map_or(rest, |(_, rest)| rest)
-                .split_once(':')?
-                .1
-        }
+        Some(rest) => rest.split_once("::").map_or(rest, |(_, rest)| rest).split_once(':')?.1,
     };
     (!password.is_empty()).then(|| password.to_owned())
 }
 
 impl Tokens {
     /// `service_key` is PKCS#8 of a P-256 key.
-    pub fn new(
-        password: String,
-        service_key: &[u8],
-        registry: Arc<Registry>,
-    ) -> Result<Tokens, pki::Error> {
-        let key = EcdsaKeyPair::from_pkcs8(
-            &ECDSA_P256_SHA256_FIXED_SIGNING,
-            service_key,
-            &SystemRandom::new(),
-        )
-        .map_err(|_| pki::Error::ServiceKey {
-            path: "tls/service.key".into(),
-        })?;
+    pub fn new(password: String, service_key: &[u8], registry: Arc<Registry>) -> Result<Tokens, pki::Error> {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, service_key, &SystemRandom::new())
+            .map_err(|_| pki::Error::ServiceKey { path: "tls/service.key".into() })?;
         let key_id = URL_SAFE_NO_PAD.encode(digest(&SHA256, key.public_key().as_ref()));
-        Ok(Tokens {
-            password,
-            key,
-            key_id,
-            registry,
-        })
+        Ok(Tokens { password, key, key_id, registry })
     }
 
     /// A signed token and when it ends.
@@ -150,22 +127,12 @@ impl Tokens {
         let seconds = unix(now);
         let end = seconds + claim.lifetime.as_secs();
         let account = reference(claim.account);
-        let node = claim
-            .pod
-            .and_then(|pod| pod["spec"]["nodeName"].as_str())
-            .map(|name| Ref {
-                name: name.to_owned(),
-                uid: self
-                    .registry
-                    .get(&kind::NODE, None, name)
-                    .ok()
-                    .and_then(|node| node["metadata"]["uid"].as_str().map(str::to_owned)),
-            });
+        let node = claim.pod.and_then(|pod| pod["spec"]["nodeName"].as_str()).map(|name| Ref {
+            name: name.to_owned(),
+            uid: self.registry.get(&kind::NODE, None, name).ok().and_then(|node| node["metadata"]["uid"].as_str().map(str::to_owned)),
+        });
         let audiences = if claim.audiences.is_empty() {
-            API_AUDIENCES
-                .iter()
-                .map(|audience| (*audience).to_owned())
-                .collect()
+            API_AUDIENCES.iter().map(|audience| (*audience).to_owned()).collect()
         } else {
             claim.audiences.clone()
         };
@@ -177,24 +144,12 @@ impl Tokens {
             jti: uuid(),
             sub: format!("system:serviceaccount:{}:{}", claim.namespace, account.name),
             nbf: seconds,
-            kubernetes: Bound {
-                namespace: claim.namespace.to_owned(),
-                node,
-                pod: claim.pod.map(reference),
-                serviceaccount: account,
-            },
+            kubernetes: Bound { namespace: claim.namespace.to_owned(), node, pod: claim.pod.map(reference), serviceaccount: account },
         };
         let header = json!({ "alg": "ES256", "kid": self.key_id });
         let payload = serde_json::to_vec(&claims).expect("plain strings serialise");
-        let signed = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(header.to_string()),
-            URL_SAFE_NO_PAD.encode(payload)
-        );
-        let signature = self
-            .key
-            .sign(&SystemRandom::new(), signed.as_bytes())
-            .expect("the kernel's random source answers");
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(payload));
+        let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).expect("the kernel's random source answers");
         let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
         (token, UNIX_EPOCH + Duration::from_secs(end))
     }
@@ -208,9 +163,7 @@ impl Tokens {
             return None;
         }
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key())
-            .verify(signed.as_bytes(), &signature)
-            .ok()?;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key()).verify(signed.as_bytes(), &signature).ok()?;
         let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
         let seconds = unix(now);
         // One minute: boards' clocks differ from each other, not from the server's, but NTP may step it.
@@ -236,10 +189,7 @@ impl Tokens {
         let Some(pod) = same(&kind::POD, pod) else {
             return false;
         };
-        match pod["metadata"]["deletionTimestamp"]
-            .as_str()
-            .map(|text| OffsetDateTime::parse(text, &Rfc3339))
-        {
+        match pod["metadata"]["deletionTimestamp"].as_str().map(|text| OffsetDateTime::parse(text, &Rfc3339)) {
             Some(Ok(deleted)) => SystemTime::from(deleted) + DELETED_POD_GRACE > now,
             _ => true,
         }
@@ -250,92 +200,48 @@ impl Tokens {
         if !self.bound_objects_exist(&claims, now) {
             return None;
         }
-        let wanted: Vec<String> = if audiences.is_empty() {
-            API_AUDIENCES
-                .iter()
-                .map(|audience| (*audience).to_owned())
-                .collect()
-        } else {
-            audiences.to_vec()
-        };
-        let audiences: Vec<String> = wanted
-            .into_iter()
-            .filter(|audience| claims.aud.contains(audience))
-            .collect();
+        let wanted: Vec<String> =
+            if audiences.is_empty() { API_AUDIENCES.iter().map(|audience| (*audience).to_owned()).collect() } else { audiences.to_vec() };
+        let audiences: Vec<String> = wanted.into_iter().filter(|audience| claims.aud.contains(audience)).collect();
         if audiences.is_empty() {
             return None;
         }
         let bound = claims.kubernetes;
-        let mut extra = vec![(
-            "authentication.kubernetes.io/credential-id".to_owned(),
-            vec![format!("JTI={}", claims.jti)],
-        )];
+        let mut extra = vec![("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={}", claims.jti)])];
         for (what, reference) in [("node", &bound.node), ("pod", &bound.pod)] {
             if let Some(reference) = reference {
-                extra.push((
-                    format!("authentication.kubernetes.io/{what}-name"),
-                    vec![reference.name.clone()],
-                ));
+                extra.push((format!("authentication.kubernetes.io/{what}-name"), vec![reference.name.clone()]));
                 if let Some(uid) = &reference.uid {
-                    extra.push((
-                        format!("authentication.kubernetes.io/{what}-uid"),
-                        vec![uid.clone()],
-                    ));
+                    extra.push((format!("authentication.kubernetes.io/{what}-uid"), vec![uid.clone()]));
                 }
             }
         }
-        let mut identity = Identity::new(
-            claims.sub,
-            &[
-                "system:serviceaccounts",
-                &format!("system:serviceaccounts:{}", bound.namespace),
-            ],
-        );
+        let mut identity = Identity::new(claims.sub, &["system:serviceaccounts", &format!("system:serviceaccounts:{}", bound.namespace)]);
         identity.uid = bound.serviceaccount.uid.unwrap_or_default();
         identity.extra = extra;
-        Some(Token {
-            identity,
-            audiences,
-        })
+        Some(Token { identity, audiences })
     }
 
     /// A bootstrap token, `<id>.<secret>`, of Secret `kube-system/bootstrap-token-<id>`.
     fn bootstrap(&self, token: &str, now: SystemTime) -> Option<Token> {
         let (id, secret) = token.split_once('.')?;
-        let plain = |text: &str, length| {
-            text.len() == length
-                && text
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        };
+        let plain = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         if !plain(id, 6) || !plain(secret, 16) {
             return None;
         }
-        let object = self
-            .registry
-            .get(
-                &kind::SECRET,
-                Some("kube-system"),
-                &format!("bootstrap-token-{id}"),
-            )
-            .ok()?;
+        let object = self.registry.get(&kind::SECRET, Some("kube-system"), &format!("bootstrap-token-{id}")).ok()?;
         let field = |name: &str| {
-            let bytes = base64::engine::general_purpose::STANDARD
-                .decode(object["data"][name].as_str()?)
-                .ok()?;
+            let bytes = base64::engine::general_purpose::STANDARD.decode(object["data"][name].as_str()?).ok()?;
             String::from_utf8(bytes).ok()
         };
         let alive = match field("expiration") {
             None => true,
-            Some(text) => {
-                OffsetDateTime::parse(&text, &Rfc3339).is_ok_and(|end| SystemTime::from(end) > now)
-            }
+            Some(text) => OffsetDateTime::parse(&text, &Rfc3339).is_ok_and(|end| SystemTime::from(end) > now),
         };
         let good = object["type"] == "bootstrap.kubernetes.io/token"
             && object["metadata"]["deletionTimestamp"].is_null()
             && field("token-id").as_deref() == Some(id)
-            && field("token-secret")
-                .is_some_and(|stored| same(stored.as_bytes(), secret.as_bytes()))
+            && field("token-secret").is_some_and(|stored| same(stored.as_bytes(), secret.as_bytes()))
             && field("usage-bootstrap-authentication").as_deref() == Some("true")
             && alive;
         if !good {
@@ -343,17 +249,9 @@ impl Tokens {
         }
         let mut identity = Identity::new(format!("system:bootstrap:{id}"), &[BOOTSTRAPPERS]);
         if let Some(groups) = field("auth-extra-groups") {
-            identity.groups.extend(
-                groups
-                    .split(',')
-                    .filter(|group| group.starts_with("system:bootstrappers:"))
-                    .map(str::to_owned),
-            );
+            identity.groups.extend(groups.split(',').filter(|group| group.starts_with("system:bootstrappers:")).map(str::to_owned));
         }
-        Some(Token {
-            identity,
-            audiences: Vec::new(),
-        })
+        Some(Token { identity, audiences: Vec::new() })
     }
 }
 
@@ -369,8 +267,7 @@ impl Credentials for Tokens {
 
     fn bearer(&self, token: &str, audiences: &[String]) -> Option<Token> {
         let now = SystemTime::now();
-        self.service_account(token, audiences, now)
-            .or_else(|| self.bootstrap(token, now))
+        self.service_account(token, audiences, now).or_else(|| self.bootstrap(token, now))
     }
 }
 
@@ -381,16 +278,11 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 fn reference(object: &Value) -> Ref {
     let text = |key: &str| object["metadata"][key].as_str().map(str::to_owned);
-    Ref {
-        name: text("name").unwrap_or_default(),
-        uid: text("uid"),
-    }
+    Ref { name: text("name").unwrap_or_default(), uid: text("uid") }
 }
 
 fn unix(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// A random (version 4) UUID.
@@ -399,14 +291,7 @@ pub fn uuid() -> String {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let text = hex(&bytes);
-    format!(
-        "{}-{}-{}-{}-{}",
-        &text[..8],
-        &text[8..12],
-        &text[12..16],
-        &text[16..20],
-        &text[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..])
 }
 
 #[cfg(test)]
@@ -421,13 +306,7 @@ mod tests {
         assert_eq!(password.len(), 32);
         assert_eq!(token_file(&path, "two").unwrap(), password);
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(
-            text,
-            format!(
-                "K10{}::server:{password}\n",
-                hex(digest(&SHA256, b"two").as_ref())
-            )
-        );
+        assert_eq!(text, format!("K10{}::server:{password}\n", hex(digest(&SHA256, b"two").as_ref())));
         fs::write(&path, "my own: word\n").unwrap();
         assert_eq!(token_file(&path, "one").unwrap(), "my own: word");
         fs::write(&path, "\n").unwrap();
@@ -445,13 +324,8 @@ mod tests {
         let tokens = tokens();
         let account = json!({ "metadata": { "name": "default", "uid": "u1" } });
         let pod = json!({ "metadata": { "name": "p", "uid": "u2" }, "spec": { "nodeName": "n" } });
-        let claim = Claim {
-            namespace: "default",
-            account: &account,
-            pod: Some(&pod),
-            audiences: Vec::new(),
-            lifetime: Duration::from_secs(600),
-        };
+        let claim =
+            Claim { namespace: "default", account: &account, pod: Some(&pod), audiences: Vec::new(), lifetime: Duration::from_secs(600) };
         let now = SystemTime::now();
         let (token, end) = tokens.issue(&claim, now);
         let claims = tokens.verified(&token, now).unwrap();
@@ -459,36 +333,15 @@ mod tests {
         assert_eq!(claims.aud, API_AUDIENCES);
         assert_eq!(claims.kubernetes.pod.unwrap().uid.as_deref(), Some("u2"));
         assert!(tokens.verified(&token, end).is_none(), "expired");
-        assert!(
-            tokens
-                .verified(&token, now - Duration::from_secs(120))
-                .is_none(),
-            "from the future"
-        );
-        assert!(
-            self::tokens().verified(&token, now).is_none(),
-            "another cluster's key"
-        );
+        assert!(tokens.verified(&token, now - Duration::from_secs(120)).is_none(), "from the future");
+        assert!(self::tokens().verified(&token, now).is_none(), "another cluster's key");
         let parts: Vec<&str> = token.split('.').collect();
-        let other = tokens
-            .issue(
-                &Claim {
-                    namespace: "kube-system",
-                    ..claim
-                },
-                now,
-            )
-            .0;
+        let other = tokens.issue(&Claim { namespace: "kube-system", ..claim }, now).0;
         let other: Vec<&str> = other.split('.').collect();
         let swapped = format!("{}.{}.{}", parts[0], other[1], parts[2]);
         assert!(tokens.verified(&swapped, now).is_none(), "another payload");
         let none = URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#);
-        assert!(
-            tokens
-                .verified(&format!("{none}.{}.", parts[1]), now)
-                .is_none(),
-            "alg none"
-        );
+        assert!(tokens.verified(&format!("{none}.{}.", parts[1]), now).is_none(), "alg none");
     }
 
     #[test]
@@ -501,9 +354,7 @@ mod tests {
             ("foo", "secret", None),
             ("node", "wrong", None),
         ] {
-            let got = tokens
-                .basic(user, password)
-                .map(|identity| identity.groups.concat());
+            let got = tokens.basic(user, password).map(|identity| identity.groups.concat());
             assert_eq!(got.as_deref(), group, "{user}");
         }
     }

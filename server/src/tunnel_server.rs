@@ -59,10 +59,7 @@ impl Sessions {
             };
             let id = this.next.fetch_add(1, Ordering::Relaxed);
             let session = serve(TokioIo::new(upgraded), Timing::default());
-            this.lock().entry(node.clone()).or_default().push(Entry {
-                id,
-                session: session.clone(),
-            });
+            this.lock().entry(node.clone()).or_default().push(Entry { id, session: session.clone() });
             info!(node, session = id, "tunnel connected");
             session.ended().await;
             this.remove(&node, id);
@@ -79,17 +76,9 @@ impl Sessions {
             .and_then(|entries| entries.iter().find(|entry| !entry.session.is_ended()))
             .map(|entry| entry.session.clone());
         let Some(session) = session else {
-            return Err(Error::NoSession {
-                node: node.to_owned(),
-            });
+            return Err(Error::NoSession { node: node.to_owned() });
         };
-        session
-            .open(&format!("tcp/{address}"))
-            .await
-            .map_err(|source| Error::Broken {
-                node: node.to_owned(),
-                source,
-            })
+        session.open(&format!("tcp/{address}")).await.map_err(|source| Error::Broken { node: node.to_owned(), source })
     }
 
     fn remove(&self, node: &str, id: u64) {

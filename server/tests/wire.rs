@@ -41,10 +41,7 @@ struct Answer {
 
 impl Answer {
     fn header(&self, name: &str) -> &str {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map_or("", |(_, value)| value)
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
     }
 }
 
@@ -55,11 +52,8 @@ struct Recording {
 }
 
 fn recording(name: &str) -> Recording {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/recordings/k3s")
-        .join(format!("{name}.json"));
-    let text =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recordings/k3s").join(format!("{name}.json"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let exchange: Value = serde_json::from_str(&text).unwrap();
     let response = &exchange["response"];
     let headers = response["headers"].as_array().unwrap().iter();
@@ -67,9 +61,7 @@ fn recording(name: &str) -> Recording {
     Recording {
         answer: Answer {
             status: u16::try_from(response["status"].as_u64().unwrap()).unwrap(),
-            headers: headers
-                .map(|pair| (text(&pair[0]), text(&pair[1])))
-                .collect(),
+            headers: headers.map(|pair| (text(&pair[0]), text(&pair[1]))).collect(),
             body: text(&response["body_text"]),
         },
         request: exchange["request"].clone(),
@@ -91,18 +83,9 @@ impl Running {
         };
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(app::serve(options, stopped));
-        let port = wait_for("a port that answers", || {
-            port(&data_dir.join("kubeconfig.yaml"))
-        })
-        .await;
+        let port = wait_for("a port that answers", || port(&data_dir.join("kubeconfig.yaml"))).await;
         let pki = Pki::open(&data_dir.join("tls"), OffsetDateTime::now_utc()).unwrap();
-        Running {
-            dir,
-            port,
-            pki,
-            stop,
-            task,
-        }
+        Running { dir, port, pki, stop, task }
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -111,36 +94,20 @@ impl Running {
 
     fn certificate(&self, common_name: &str, organization: Option<&str>) -> CertKey {
         let leaf = Leaf::client(common_name, organization);
-        self.pki
-            .client_ca
-            .issue(&leaf, OffsetDateTime::now_utc())
-            .unwrap()
+        self.pki.client_ca.issue(&leaf, OffsetDateTime::now_utc()).unwrap()
     }
 
     async fn play(&self, recording: &Recording) -> Answer {
         let request = &recording.request;
-        let identity = request["client_certificate_subject"]
-            .as_str()
-            .map(|subject| {
-                let part = |key: &str| subject.split(',').find_map(|part| part.strip_prefix(key));
-                self.certificate(part("CN=").unwrap(), part("O="))
-            });
-        let mut head = format!(
-            "{} {} HTTP/1.1\r\n",
-            request["method"].as_str().unwrap(),
-            request["path"].as_str().unwrap()
-        );
+        let identity = request["client_certificate_subject"].as_str().map(|subject| {
+            let part = |key: &str| subject.split(',').find_map(|part| part.strip_prefix(key));
+            self.certificate(part("CN=").unwrap(), part("O="))
+        });
+        let mut head = format!("{} {} HTTP/1.1\r\n", request["method"].as_str().unwrap(), request["path"].as_str().unwrap());
         for header in request["headers"].as_array().unwrap() {
-            head += &format!(
-                "{}: {}\r\n",
-                header[0].as_str().unwrap(),
-                header[1].as_str().unwrap()
-            );
+            head += &format!("{}: {}\r\n", header[0].as_str().unwrap(), header[1].as_str().unwrap());
         }
-        let body = match (
-            request["body_text"].as_str(),
-            request["body_base64"].as_str(),
-        ) {
+        let body = match (request["body_text"].as_str(), request["body_base64"].as_str()) {
             (_, Some(encoded)) => STANDARD.decode(encoded).unwrap(),
             (text, None) => text.unwrap_or_default().as_bytes().to_vec(),
         };
@@ -149,34 +116,23 @@ impl Running {
 
     async fn send(&self, head: &str, body: &[u8], identity: Option<&CertKey>) -> Answer {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(self.pki.server_ca.cert_pem().as_bytes()).unwrap())
-            .unwrap();
-        let builder =
-            ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_root_certificates(roots);
+        roots.add(CertificateDer::from_pem_slice(self.pki.server_ca.cert_pem().as_bytes()).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
         let config = match identity {
             None => builder.with_no_client_auth(),
             Some(pair) => {
-                let chain = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
-                    .map(Result::unwrap)
-                    .collect();
+                let chain = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes()).map(Result::unwrap).collect();
                 let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).unwrap();
                 builder.with_client_auth_cert(chain, key).unwrap()
             }
         };
         let tcp = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let name = ServerName::try_from("kubernetes").unwrap();
-        let mut stream = TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await
-            .unwrap();
-        stream
-            .write_all(format!("{head}\r\n").as_bytes())
-            .await
-            .unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+        stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
         stream.write_all(body).await.unwrap();
         stream.flush().await.unwrap();
         let mut bytes = Vec::new();
@@ -190,9 +146,7 @@ impl Running {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), read)
-            .await
-            .expect("an answer within 20 s");
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("an answer within 20 s");
         parse(&String::from_utf8(bytes).unwrap())
     }
 
@@ -205,30 +159,15 @@ impl Running {
 fn parse(text: &str) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
     let mut lines = head.lines();
-    let status = lines
-        .next()
-        .unwrap()
-        .split(' ')
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    let headers: Vec<(String, String)> = lines
-        .map(|line| line.split_once(": ").unwrap())
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
-    Answer {
-        status,
-        headers,
-        body: body.to_owned(),
-    }
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers: Vec<(String, String)> =
+        lines.map(|line| line.split_once(": ").unwrap()).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    Answer { status, headers, body: body.to_owned() }
 }
 
 fn port(kubeconfig: &Path) -> Option<u16> {
     let text = fs::read_to_string(kubeconfig).ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.trim().starts_with("server:"))?;
+    let line = text.lines().find(|line| line.trim().starts_with("server:"))?;
     line.rsplit(':').next()?.parse().ok()
 }
 
@@ -244,19 +183,13 @@ async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 fn certificates(pem: &str) -> Vec<Pem> {
-    Pem::iter_from_buffer(pem.as_bytes())
-        .map(Result::unwrap)
-        .collect()
+    Pem::iter_from_buffer(pem.as_bytes()).map(Result::unwrap).collect()
 }
 
 /// Everything a certificate says except key identifiers, serial number and absolute times.
 fn fields(certificate: &X509Certificate<'_>) -> Value {
     let name = |text: String| text.split('@').next().unwrap_or_default().to_owned();
-    let mut extensions: Vec<String> = certificate
-        .extensions()
-        .iter()
-        .map(|extension| extension.oid.to_id_string())
-        .collect();
+    let mut extensions: Vec<String> = certificate.extensions().iter().map(|extension| extension.oid.to_id_string()).collect();
     extensions.sort();
     let names = certificate.subject_alternative_name().unwrap();
     let validity = certificate.validity();
@@ -280,17 +213,9 @@ fn compare_certificates(name: &str, got: &str, recorded: &str, same_key: bool) {
         let (got, recorded) = (got.parse_x509().unwrap(), recorded.parse_x509().unwrap());
         assert_eq!(fields(&got), fields(&recorded), "{name}");
         if same_key && index == 0 {
-            assert_eq!(
-                got.public_key().raw,
-                recorded.public_key().raw,
-                "{name}: the key of the request"
-            );
-            let age =
-                OffsetDateTime::now_utc().unix_timestamp() - got.validity().not_before.timestamp();
-            assert!(
-                (3600..3660).contains(&age),
-                "{name}: not before lies an hour back, not {age} s"
-            );
+            assert_eq!(got.public_key().raw, recorded.public_key().raw, "{name}: the key of the request");
+            let age = OffsetDateTime::now_utc().unix_timestamp() - got.validity().not_before.timestamp();
+            assert!((3600..3660).contains(&age), "{name}: not before lies an hour back, not {age} s");
         }
         if recorded.is_ca() {
             assert_eq!(got.serial, recorded.serial, "{name}: serial of a CA");
@@ -304,11 +229,7 @@ async fn exact(server: &Running, names: &[&str]) {
         let recording = recording(name);
         let got = server.play(&recording).await;
         assert_eq!(got.status, recording.answer.status, "{name}: {}", got.body);
-        assert_eq!(
-            got.header("content-type"),
-            recording.answer.header("content-type"),
-            "{name}"
-        );
+        assert_eq!(got.header("content-type"), recording.answer.header("content-type"), "{name}");
         assert_eq!(got.body, recording.answer.body, "{name}");
     }
 }
@@ -318,11 +239,7 @@ async fn signed(server: &Running, names: &[&str], same_key: bool) {
         let recording = recording(name);
         let got = server.play(&recording).await;
         assert_eq!(got.status, 200, "{name}: {}", got.body);
-        assert_eq!(
-            got.header("content-type"),
-            recording.answer.header("content-type"),
-            "{name}"
-        );
+        assert_eq!(got.header("content-type"), recording.answer.header("content-type"), "{name}");
         compare_certificates(name, &got.body, &recording.answer.body, same_key);
     }
 }
@@ -330,11 +247,7 @@ async fn signed(server: &Running, names: &[&str], same_key: bool) {
 #[tokio::test]
 async fn supervisor_answers_as_k3s_does() {
     let server = Running::start().await;
-    assert!(
-        fs::read_to_string(server.data_dir().join("token"))
-            .unwrap()
-            .ends_with("::server:token-placeholder-20\n")
-    );
+    assert!(fs::read_to_string(server.data_dir().join("token")).unwrap().ends_with("::server:token-placeholder-20\n"));
 
     exact(&server, &["ping", "supervisor-readyz"]).await;
     signed(&server, &["cacerts", "client-ca", "server-ca"], false).await;
@@ -356,35 +269,13 @@ async fn supervisor_answers_as_k3s_does() {
     .await;
     config(&server).await;
     let servers = server.play(&recording("apiservers")).await;
-    assert_eq!(
-        (servers.status, servers.body),
-        (200, format!("[\"127.0.0.1:{}\"]\n", server.port))
-    );
+    assert_eq!((servers.status, servers.body), (200, format!("[\"127.0.0.1:{}\"]\n", server.port)));
 
     // Before the name has a password, and then with it.
-    exact(
-        &server,
-        &[
-            "cert-no-credentials",
-            "cert-user-server",
-            "cert-no-node-name",
-            "cert-no-node-password",
-        ],
-    )
-    .await;
-    let kinds = [
-        "cert-serving-kubelet",
-        "cert-client-kubelet",
-        "cert-client-kube-proxy",
-        "cert-client-k3s-controller",
-    ];
+    exact(&server, &["cert-no-credentials", "cert-user-server", "cert-no-node-name", "cert-no-node-password"]).await;
+    let kinds = ["cert-serving-kubelet", "cert-client-kubelet", "cert-client-kube-proxy", "cert-client-k3s-controller"];
     signed(&server, &kinds, true).await;
-    let refused = [
-        "cert-wrong-node-password",
-        "cert-bad-node-ip",
-        "cert-by-certificate-node-absent",
-        "cert-by-certificate-other-node",
-    ];
+    let refused = ["cert-wrong-node-password", "cert-bad-node-ip", "cert-by-certificate-node-absent", "cert-by-certificate-other-node"];
     exact(&server, &refused).await;
     // The one difference, on purpose: K3s answers these with a key that all such nodes share.
     for name in ["cert-client-kubelet-get", "cert-client-kubelet-pem-csr"] {
@@ -401,10 +292,7 @@ async fn supervisor_answers_as_k3s_does() {
 async fn config(server: &Running) {
     let recording = recording("config-ok");
     let got = server.play(&recording).await;
-    assert_eq!(
-        (got.status, got.header("content-type")),
-        (200, "application/json")
-    );
+    assert_eq!((got.status, got.header("content-type")), (200, "application/json"));
     assert!(got.body.ends_with("}\n"));
     let keys = |text: &str| -> Vec<String> {
         // serde_json sorts the keys of a Value: their order is read from the text.
@@ -414,10 +302,7 @@ async fn config(server: &Running) {
         keys
     };
     assert_eq!(keys(&got.body), keys(&recording.answer.body));
-    let (got, recorded): (Value, Value) = (
-        serde_json::from_str(&got.body).unwrap(),
-        serde_json::from_str(&recording.answer.body).unwrap(),
-    );
+    let (got, recorded): (Value, Value) = (serde_json::from_str(&got.body).unwrap(), serde_json::from_str(&recording.answer.body).unwrap());
     let kind = |value: &Value| match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -432,14 +317,7 @@ async fn config(server: &Running) {
             assert_eq!(kind(&got[key]), kind(value), "{key}");
         }
     }
-    for key in [
-        "ClusterIPRange",
-        "ServiceIPRanges",
-        "ClusterDNS",
-        "ServiceNodePortRange",
-        "CipherSuites",
-        "EgressSelectorMode",
-    ] {
+    for key in ["ClusterIPRange", "ServiceIPRanges", "ClusterDNS", "ServiceNodePortRange", "CipherSuites", "EgressSelectorMode"] {
         assert_eq!(got[key], recorded[key], "{key}");
     }
     assert_eq!(got["FlannelBackend"], "host-gw");
@@ -459,10 +337,7 @@ async fn tunnel_is_opened_for_kubelet_certificates_only() {
     let recording = recording("connect-101");
     let got = server.play(&recording).await;
     assert_eq!(got.status, 101, "{}", got.body);
-    assert_eq!(
-        got.header("sec-websocket-accept"),
-        recording.answer.header("sec-websocket-accept")
-    );
+    assert_eq!(got.header("sec-websocket-accept"), recording.answer.header("sec-websocket-accept"));
     assert_eq!(got.header("sec-websocket-protocol"), "");
     server.stop().await;
 }
@@ -517,15 +392,9 @@ async fn node_identity_sees_and_changes_what_is_its_own() {
         let got = server.play(&recording).await;
         assert_eq!(got.status, recording.answer.status, "{name}: {}", got.body);
         if got.status >= 400 {
-            let (got, recorded): (Value, Value) = (
-                serde_json::from_str(&got.body).unwrap(),
-                serde_json::from_str(&recording.answer.body).unwrap(),
-            );
-            assert_eq!(
-                (&got["reason"], &got["code"]),
-                (&recorded["reason"], &recorded["code"]),
-                "{name}"
-            );
+            let (got, recorded): (Value, Value) =
+                (serde_json::from_str(&got.body).unwrap(), serde_json::from_str(&recording.answer.body).unwrap());
+            assert_eq!((&got["reason"], &got["code"]), (&recorded["reason"], &recorded["code"]), "{name}");
         }
     }
     server.stop().await;

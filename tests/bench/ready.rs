@@ -67,7 +67,7 @@ fn start_until_ready(admin: &Admin, node: &mut Node) -> f64 {
         let truthful = |seen: &NodeObject| {
             let ready = seen.status.conditions.iter().find(|c| c.kind == "Ready" && c.status == "True");
             let said = ready.and_then(|c| OffsetDateTime::parse(c.last_heartbeat_time.as_deref()?, &Rfc3339).ok());
-            seen.metadata.name == name && said.is_some_and(|said| said.unix_timestamp().cast_unsigned() >= since)
+            seen.metadata.name == name && said.is_some_and(|said| u64::try_from(said.unix_timestamp()).is_ok_and(|said| said >= since))
         };
         let waiting = async {
             loop {

@@ -9,15 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Controllers of the v1 hierarchies, each mounted by itself.
 const V1: &[(&str, &[(&str, &str)])] = &[
-    (
-        "cpu",
-        &[
-            ("cpu.shares", "1024"),
-            ("cpu.cfs_period_us", "100000"),
-            ("cpu.cfs_quota_us", "-1"),
-            ("cpu.stat", "throttled_time 0"),
-        ],
-    ),
+    ("cpu", &[("cpu.shares", "1024"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "-1"), ("cpu.stat", "throttled_time 0")]),
     ("cpuacct", &[("cpuacct.usage", "0")]),
     ("cpuset", &[("cpuset.cpus", ""), ("cpuset.mems", "")]),
     (
@@ -25,14 +17,8 @@ const V1: &[(&str, &[(&str, &str)])] = &[
         &[
             ("memory.limit_in_bytes", "9223372036854771712"),
             ("memory.usage_in_bytes", "0"),
-            (
-                "memory.stat",
-                "total_rss 0\ntotal_pgfault 0\ntotal_pgmajfault 0\ntotal_inactive_file 0",
-            ),
-            (
-                "memory.oom_control",
-                "oom_kill_disable 0\nunder_oom 0\noom_kill 0",
-            ),
+            ("memory.stat", "total_rss 0\ntotal_pgfault 0\ntotal_pgmajfault 0\ntotal_inactive_file 0"),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 0"),
         ],
     ),
     ("pids", &[("pids.max", "max"), ("pids.current", "0")]),
@@ -51,15 +37,9 @@ const V2: &[(&str, &str)] = &[
     ("memory.high", "max"),
     ("memory.max", "max"),
     ("memory.swap.max", "max"),
-    (
-        "memory.stat",
-        "anon 0\npgfault 0\npgmajfault 0\ninactive_file 0",
-    ),
+    ("memory.stat", "anon 0\npgfault 0\npgmajfault 0\ninactive_file 0"),
     ("memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0"),
-    (
-        "memory.pressure",
-        "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0",
-    ),
+    ("memory.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0"),
     ("pids.max", "max"),
     ("pids.current", "0"),
 ];
@@ -97,10 +77,7 @@ impl FakeCgroupfs {
         let mut mounts = String::new();
         let mut mount = |at: &Path, kind: &str, options: &str| {
             let id = mounts.lines().count() + 30;
-            mounts += &format!(
-                "{id} 23 0:{id} / {} rw,relatime - {kind} {kind} rw,{options}\n",
-                at.display()
-            );
+            mounts += &format!("{id} 23 0:{id} / {} rw,relatime - {kind} {kind} rw,{options}\n", at.display());
         };
         if kind != Kind::V2 {
             for (name, _) in V1 {
@@ -149,17 +126,13 @@ impl FakeCgroupfs {
     /// What a control file holds.
     pub fn get(&self, hierarchy: &str, group: &str, file: &str) -> String {
         let path = self.path(hierarchy, group).join(file);
-        fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-            .trim_end()
-            .to_owned()
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim_end().to_owned()
     }
 
     /// Makes a control file hold something, as the kernel would.
     pub fn set(&self, hierarchy: &str, group: &str, file: &str, value: &str) -> &FakeCgroupfs {
         let path = self.path(hierarchy, group).join(file);
-        fs::write(&path, format!("{value}\n"))
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        fs::write(&path, format!("{value}\n")).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         self
     }
 

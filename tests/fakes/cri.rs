@@ -119,10 +119,7 @@ impl FakeCri {
                 events: broadcast::channel(1024).0,
                 held: watch::channel(HashSet::new()).0,
             }),
-            server: Arc::new(Server {
-                socket: directory.join("cri.sock"),
-                task: Mutex::new(None),
-            }),
+            server: Arc::new(Server { socket: directory.join("cri.sock"), task: Mutex::new(None) }),
         };
         fake.serve()?;
         Ok(fake)
@@ -182,11 +179,7 @@ impl FakeCri {
 
     /// The next call of `verb` answers this. More of them queue up.
     pub fn fail_next(&self, verb: &'static str, status: Status) {
-        self.state()
-            .errors
-            .entry(verb)
-            .or_default()
-            .push_back(status);
+        self.state().errors.entry(verb).or_default().push_back(status);
     }
 
     /// Calls of `verb` arrive but are not answered until [`FakeCri::release`].
@@ -207,10 +200,7 @@ impl FakeCri {
     /// when the codes are used up they run.
     pub fn ends_at_once(&self, container_name: &str, codes: &[i32]) {
         let mut state = self.state();
-        let queue = state
-            .ends_at_once
-            .entry(container_name.to_owned())
-            .or_default();
+        let queue = state.ends_at_once.entry(container_name.to_owned()).or_default();
         queue.extend(codes);
     }
 
@@ -231,12 +221,7 @@ impl FakeCri {
 
     /// Ends a running container as the kernel does for lack of memory.
     pub fn kill_for_memory(&self, id: &str) {
-        self.publish(
-            "/tasks/oom",
-            &payload::TaskOom {
-                container_id: id.to_owned(),
-            },
-        );
+        self.publish("/tasks/oom", &payload::TaskOom { container_id: id.to_owned() });
         self.ended(id, 137, "OOMKilled");
     }
 
@@ -277,11 +262,7 @@ impl FakeCri {
     /// Ids of all sandboxes, and whether they are ready.
     pub fn sandboxes(&self) -> BTreeMap<String, bool> {
         let state = self.state();
-        state
-            .sandboxes
-            .iter()
-            .map(|(id, sandbox)| (id.clone(), sandbox.ready))
-            .collect()
+        state.sandboxes.iter().map(|(id, sandbox)| (id.clone(), sandbox.ready)).collect()
     }
 
     /// The configuration a sandbox was made with.
@@ -292,11 +273,7 @@ impl FakeCri {
     /// Ids of all containers with their states and names.
     pub fn containers(&self) -> BTreeMap<String, (String, ContainerState)> {
         let state = self.state();
-        state
-            .containers
-            .iter()
-            .map(|(id, c)| (id.clone(), (name_of(&c.config), c.status.state())))
-            .collect()
+        state.containers.iter().map(|(id, c)| (id.clone(), (name_of(&c.config), c.status.state()))).collect()
     }
 
     /// The configuration a container was made with.
@@ -306,10 +283,7 @@ impl FakeCri {
 
     /// The running container of a name, if there is exactly one.
     pub fn running(&self, name: &str) -> Option<String> {
-        let mut found = self
-            .containers()
-            .into_iter()
-            .filter(|(_, (n, state))| n == name && *state == ContainerState::ContainerRunning);
+        let mut found = self.containers().into_iter().filter(|(_, (n, state))| n == name && *state == ContainerState::ContainerRunning);
         match (found.next(), found.next()) {
             (Some((id, _)), None) => Some(id),
             _ => None,
@@ -339,15 +313,8 @@ impl FakeCri {
 
 impl Inner {
     /// Notes the call, lets it wait if the test says so, and fails it if the test says so.
-    async fn enter(
-        &self,
-        verb: &'static str,
-        subject: impl Into<String>,
-    ) -> Result<MutexGuard<'_, State>, Status> {
-        lock(&self.state).calls.push(Call {
-            verb,
-            subject: subject.into(),
-        });
+    async fn enter(&self, verb: &'static str, subject: impl Into<String>) -> Result<MutexGuard<'_, State>, Status> {
+        lock(&self.state).calls.push(Call { verb, subject: subject.into() });
         let mut held = self.held.subscribe();
         let _ = held.wait_for(|held| !held.contains(verb)).await;
         let mut state = lock(&self.state);
@@ -370,21 +337,14 @@ impl Inner {
         for (id, code) in ended {
             self.publish(
                 "/tasks/exit",
-                &payload::TaskExit {
-                    container_id: id.clone(),
-                    id,
-                    exit_status: code.unsigned_abs(),
-                    ..Default::default()
-                },
+                &payload::TaskExit { container_id: id.clone(), id, exit_status: code.unsigned_abs(), ..Default::default() },
             );
         }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn name_of(config: &cri::ContainerConfig) -> String {
@@ -393,9 +353,7 @@ fn name_of(config: &cri::ContainerConfig) -> String {
 
 /// Nanoseconds since the epoch, never the same twice.
 fn now(state: &mut State) -> i64 {
-    let clock = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let time = i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX - 1);
     state.last_time = time.max(state.last_time + 1);
     state.last_time
@@ -410,9 +368,7 @@ fn new_id(state: &mut State) -> String {
 fn add_image(state: &mut State, name: &str) -> String {
     let name = normalise(name);
     // The same name is always the same image, two names are two.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let id = format!("sha256:{hash:064x}");
     let repository = name.rsplit_once(':').map_or(name.as_str(), |(r, _)| r);
     let image = cri::Image {
@@ -428,11 +384,7 @@ fn add_image(state: &mut State, name: &str) -> String {
 
 fn find_image(state: &State, name: &str) -> Option<cri::Image> {
     let full = normalise(name);
-    state
-        .images
-        .values()
-        .find(|i| i.id == name || i.repo_tags.contains(&full) || i.repo_digests.contains(&full))
-        .cloned()
+    state.images.values().find(|i| i.id == name || i.repo_tags.contains(&full) || i.repo_digests.contains(&full)).cloned()
 }
 
 fn end(state: &mut State, id: &str, code: i32, reason: &str) -> bool {
@@ -453,37 +405,20 @@ fn end(state: &mut State, id: &str, code: i32, reason: &str) -> bool {
 /// The containers that ended with it; `None` if there is no such sandbox.
 fn stop_sandbox(state: &mut State, id: &str) -> Option<Vec<(String, i32)>> {
     state.sandboxes.get_mut(id)?.ready = false;
-    let members: Vec<String> = state
-        .containers
-        .iter()
-        .filter(|(_, container)| container.sandbox == id)
-        .map(|(id, _)| id.clone())
-        .collect();
-    Some(
-        members
-            .into_iter()
-            .filter(|id| end(state, id, 137, "Error"))
-            .map(|id| (id, 137))
-            .collect(),
-    )
+    let members: Vec<String> = state.containers.iter().filter(|(_, container)| container.sandbox == id).map(|(id, _)| id.clone()).collect();
+    Some(members.into_iter().filter(|id| end(state, id, 137, "Error")).map(|id| (id, 137)).collect())
 }
 
 fn no_sandbox(id: &str) -> Status {
-    Status::not_found(format!(
-        "an error occurred when try to find sandbox \"{id}\": not found"
-    ))
+    Status::not_found(format!("an error occurred when try to find sandbox \"{id}\": not found"))
 }
 
 fn no_container(id: &str) -> Status {
-    Status::not_found(format!(
-        "an error occurred when try to find container \"{id}\": not found"
-    ))
+    Status::not_found(format!("an error occurred when try to find container \"{id}\": not found"))
 }
 
 fn selected(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    selector
-        .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -504,26 +439,18 @@ impl RuntimeService for Inner {
         })
     }
 
-    async fn run_pod_sandbox(
-        &self,
-        request: Request<cri::RunPodSandboxRequest>,
-    ) -> Reply<cri::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(&self, request: Request<cri::RunPodSandboxRequest>) -> Reply<cri::RunPodSandboxResponse> {
         let request = request.into_inner();
         let config = request.config.unwrap_or_default();
         let metadata = config.metadata.clone().unwrap_or_default();
-        let name = format!(
-            "{}_{}_{}_{}",
-            metadata.name, metadata.namespace, metadata.uid, metadata.attempt
-        );
+        let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
         let mut state = self.enter("RunPodSandbox", metadata.name.clone()).await?;
         let taken = state.sandboxes.iter().find(|(_, other)| {
             let other = other.config.metadata.clone().unwrap_or_default();
             (other.uid, other.attempt) == (metadata.uid.clone(), metadata.attempt)
         });
         if let Some((id, _)) = taken {
-            return Err(Status::unknown(format!(
-                "failed to reserve sandbox name \"{name}\": name \"{name}\" is reserved for \"{id}\""
-            )));
+            return Err(Status::unknown(format!("failed to reserve sandbox name \"{name}\": name \"{name}\" is reserved for \"{id}\"")));
         }
         let id = new_id(&mut state);
         let created_at = now(&mut state);
@@ -539,23 +466,11 @@ impl RuntimeService for Inner {
             let host = u32::try_from(state.number % 0xffff).unwrap_or(1);
             Ipv4Addr::from(0x0a2a_0000 + host).to_string()
         };
-        state.sandboxes.insert(
-            id.clone(),
-            Sandbox {
-                config,
-                handler: request.runtime_handler,
-                ready: true,
-                created_at,
-                ip,
-            },
-        );
+        state.sandboxes.insert(id.clone(), Sandbox { config, handler: request.runtime_handler, ready: true, created_at, ip });
         ok(cri::RunPodSandboxResponse { pod_sandbox_id: id })
     }
 
-    async fn stop_pod_sandbox(
-        &self,
-        request: Request<cri::StopPodSandboxRequest>,
-    ) -> Reply<cri::StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(&self, request: Request<cri::StopPodSandboxRequest>) -> Reply<cri::StopPodSandboxResponse> {
         let id = request.into_inner().pod_sandbox_id;
         let mut state = self.enter("StopPodSandbox", id.clone()).await?;
         let was_ready = state.sandboxes.get(&id).is_some_and(|s| s.ready);
@@ -568,10 +483,7 @@ impl RuntimeService for Inner {
         ok(cri::StopPodSandboxResponse {})
     }
 
-    async fn remove_pod_sandbox(
-        &self,
-        request: Request<cri::RemovePodSandboxRequest>,
-    ) -> Reply<cri::RemovePodSandboxResponse> {
+    async fn remove_pod_sandbox(&self, request: Request<cri::RemovePodSandboxRequest>) -> Reply<cri::RemovePodSandboxResponse> {
         let id = request.into_inner().pod_sandbox_id;
         let mut state = self.enter("RemovePodSandbox", id.clone()).await?;
         let ended = stop_sandbox(&mut state, &id).unwrap_or_default();
@@ -594,19 +506,11 @@ impl RuntimeService for Inner {
         ok(cri::RemovePodSandboxResponse {})
     }
 
-    async fn pod_sandbox_status(
-        &self,
-        request: Request<cri::PodSandboxStatusRequest>,
-    ) -> Reply<cri::PodSandboxStatusResponse> {
+    async fn pod_sandbox_status(&self, request: Request<cri::PodSandboxStatusRequest>) -> Reply<cri::PodSandboxStatusResponse> {
         let id = request.into_inner().pod_sandbox_id;
         let state = self.enter("PodSandboxStatus", id.clone()).await?;
         let sandbox = state.sandboxes.get(&id).ok_or_else(|| no_sandbox(&id))?;
-        let options = sandbox
-            .config
-            .linux
-            .as_ref()
-            .and_then(|l| l.security_context.as_ref())
-            .and_then(|s| s.namespace_options.clone());
+        let options = sandbox.config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
         let status = cri::PodSandboxStatus {
             id,
             metadata: sandbox.config.metadata.clone(),
@@ -614,39 +518,24 @@ impl RuntimeService for Inner {
             created_at: sandbox.created_at,
             // A stopped sandbox has given its address back.
             network: Some(cri::PodSandboxNetworkStatus {
-                ip: if sandbox.ready {
-                    sandbox.ip.clone()
-                } else {
-                    String::new()
-                },
+                ip: if sandbox.ready { sandbox.ip.clone() } else { String::new() },
                 additional_ips: Vec::new(),
             }),
-            linux: Some(cri::LinuxPodSandboxStatus {
-                namespaces: Some(cri::Namespace { options }),
-            }),
+            linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options }) }),
             labels: sandbox.config.labels.clone(),
             annotations: sandbox.config.annotations.clone(),
             runtime_handler: sandbox.handler.clone(),
         };
-        ok(cri::PodSandboxStatusResponse {
-            status: Some(status),
-            ..Default::default()
-        })
+        ok(cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() })
     }
 
-    async fn list_pod_sandbox(
-        &self,
-        request: Request<cri::ListPodSandboxRequest>,
-    ) -> Reply<cri::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(&self, request: Request<cri::ListPodSandboxRequest>) -> Reply<cri::ListPodSandboxResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let state = self.enter("ListPodSandbox", "").await?;
         let items = state
             .sandboxes
             .iter()
-            .filter(|(id, sandbox)| {
-                (filter.id.is_empty() || filter.id == **id)
-                    && selected(&filter.label_selector, &sandbox.config.labels)
-            })
+            .filter(|(id, sandbox)| (filter.id.is_empty() || filter.id == **id) && selected(&filter.label_selector, &sandbox.config.labels))
             .map(|(id, sandbox)| cri::PodSandbox {
                 id: id.clone(),
                 metadata: sandbox.config.metadata.clone(),
@@ -660,20 +549,13 @@ impl RuntimeService for Inner {
         ok(cri::ListPodSandboxResponse { items })
     }
 
-    async fn create_container(
-        &self,
-        request: Request<cri::CreateContainerRequest>,
-    ) -> Reply<cri::CreateContainerResponse> {
+    async fn create_container(&self, request: Request<cri::CreateContainerRequest>) -> Reply<cri::CreateContainerResponse> {
         let request = request.into_inner();
         let config = request.config.unwrap_or_default();
         let metadata = config.metadata.clone().unwrap_or_default();
         let mut state = self.enter("CreateContainer", metadata.name.clone()).await?;
         let sandbox_id = request.pod_sandbox_id;
-        let ready = state
-            .sandboxes
-            .get(&sandbox_id)
-            .ok_or_else(|| no_sandbox(&sandbox_id))?
-            .ready;
+        let ready = state.sandboxes.get(&sandbox_id).ok_or_else(|| no_sandbox(&sandbox_id))?.ready;
         if !ready {
             return Err(Status::unknown(format!(
                 "failed to get sandbox container task: no running task found: task {sandbox_id} not found: not found"
@@ -685,30 +567,21 @@ impl RuntimeService for Inner {
         });
         if let Some((id, _)) = taken {
             let name = &metadata.name;
-            return Err(Status::unknown(format!(
-                "failed to reserve container name \"{name}\": name \"{name}\" is reserved for \"{id}\""
-            )));
+            return Err(Status::unknown(format!("failed to reserve container name \"{name}\": name \"{name}\" is reserved for \"{id}\"")));
         }
         let wanted = config.image.clone().unwrap_or_default().image;
-        let image = find_image(&state, &wanted).ok_or_else(|| {
-            Status::not_found(format!("failed to resolve image \"{wanted}\": not found"))
-        })?;
+        let image =
+            find_image(&state, &wanted).ok_or_else(|| Status::not_found(format!("failed to resolve image \"{wanted}\": not found")))?;
         let id = new_id(&mut state);
         let created_at = now(&mut state);
         let directory = request.sandbox_config.unwrap_or_default().log_directory;
-        let log = Path::new(&directory)
-            .join(&config.log_path)
-            .display()
-            .to_string();
+        let log = Path::new(&directory).join(&config.log_path).display().to_string();
         let status = cri::ContainerStatus {
             id: id.clone(),
             metadata: config.metadata.clone(),
             state: ContainerState::ContainerCreated.into(),
             created_at,
-            image: image.repo_tags.first().map(|tag| cri::ImageSpec {
-                image: tag.clone(),
-                ..Default::default()
-            }),
+            image: image.repo_tags.first().map(|tag| cri::ImageSpec { image: tag.clone(), ..Default::default() }),
             image_ref: image.repo_digests.first().cloned().unwrap_or(image.id),
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
@@ -716,29 +589,15 @@ impl RuntimeService for Inner {
             log_path: log.clone(),
             ..Default::default()
         };
-        state.containers.insert(
-            id.clone(),
-            Container {
-                sandbox: sandbox_id,
-                config,
-                log,
-                status,
-            },
-        );
+        state.containers.insert(id.clone(), Container { sandbox: sandbox_id, config, log, status });
         ok(cri::CreateContainerResponse { container_id: id })
     }
 
-    async fn start_container(
-        &self,
-        request: Request<cri::StartContainerRequest>,
-    ) -> Reply<cri::StartContainerResponse> {
+    async fn start_container(&self, request: Request<cri::StartContainerRequest>) -> Reply<cri::StartContainerResponse> {
         let id = request.into_inner().container_id;
         let mut state = self.enter("StartContainer", id.clone()).await?;
         let time = now(&mut state);
-        let container = state
-            .containers
-            .get_mut(&id)
-            .ok_or_else(|| no_container(&id))?;
+        let container = state.containers.get_mut(&id).ok_or_else(|| no_container(&id))?;
         if container.status.state() != ContainerState::ContainerCreated {
             return Err(Status::unknown(format!(
                 "failed to set starting state for container \"{id}\": container is in {} state",
@@ -749,37 +608,20 @@ impl RuntimeService for Inner {
         container.status.started_at = time;
         let name = name_of(&container.config);
         let log = container.log.clone();
-        let ends = state
-            .ends_at_once
-            .get_mut(&name)
-            .and_then(VecDeque::pop_front);
+        let ends = state.ends_at_once.get_mut(&name).and_then(VecDeque::pop_front);
         if let Some(code) = ends {
-            end(
-                &mut state,
-                &id,
-                code,
-                if code == 0 { "Completed" } else { "Error" },
-            );
+            end(&mut state, &id, code, if code == 0 { "Completed" } else { "Error" });
         }
         drop(state);
         touch(&log);
-        self.publish(
-            "/tasks/start",
-            &payload::TaskStart {
-                container_id: id.clone(),
-                pid: 1,
-            },
-        );
+        self.publish("/tasks/start", &payload::TaskStart { container_id: id.clone(), pid: 1 });
         if let Some(code) = ends {
             self.exits(vec![(id, code)]);
         }
         ok(cri::StartContainerResponse {})
     }
 
-    async fn stop_container(
-        &self,
-        request: Request<cri::StopContainerRequest>,
-    ) -> Reply<cri::StopContainerResponse> {
+    async fn stop_container(&self, request: Request<cri::StopContainerRequest>) -> Reply<cri::StopContainerResponse> {
         let request = request.into_inner();
         let id = request.container_id;
         let mut state = self.enter("StopContainer", id.clone()).await?;
@@ -795,10 +637,7 @@ impl RuntimeService for Inner {
         ok(cri::StopContainerResponse {})
     }
 
-    async fn remove_container(
-        &self,
-        request: Request<cri::RemoveContainerRequest>,
-    ) -> Reply<cri::RemoveContainerResponse> {
+    async fn remove_container(&self, request: Request<cri::RemoveContainerRequest>) -> Reply<cri::RemoveContainerResponse> {
         let id = request.into_inner().container_id;
         let mut state = self.enter("RemoveContainer", id.clone()).await?;
         let ended = end(&mut state, &id, 137, "Error");
@@ -813,10 +652,7 @@ impl RuntimeService for Inner {
         ok(cri::RemoveContainerResponse {})
     }
 
-    async fn list_containers(
-        &self,
-        request: Request<cri::ListContainersRequest>,
-    ) -> Reply<cri::ListContainersResponse> {
+    async fn list_containers(&self, request: Request<cri::ListContainersRequest>) -> Reply<cri::ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let state = self.enter("ListContainers", "").await?;
         let containers = state
@@ -824,8 +660,7 @@ impl RuntimeService for Inner {
             .iter()
             .filter(|(id, container)| {
                 (filter.id.is_empty() || filter.id == **id)
-                    && (filter.pod_sandbox_id.is_empty()
-                        || filter.pod_sandbox_id == container.sandbox)
+                    && (filter.pod_sandbox_id.is_empty() || filter.pod_sandbox_id == container.sandbox)
                     && selected(&filter.label_selector, &container.config.labels)
             })
             .map(|(id, container)| cri::Container {
@@ -844,17 +679,11 @@ impl RuntimeService for Inner {
         ok(cri::ListContainersResponse { containers })
     }
 
-    async fn container_status(
-        &self,
-        request: Request<cri::ContainerStatusRequest>,
-    ) -> Reply<cri::ContainerStatusResponse> {
+    async fn container_status(&self, request: Request<cri::ContainerStatusRequest>) -> Reply<cri::ContainerStatusResponse> {
         let id = request.into_inner().container_id;
         let state = self.enter("ContainerStatus", id.clone()).await?;
         let container = state.containers.get(&id).ok_or_else(|| no_container(&id))?;
-        ok(cri::ContainerStatusResponse {
-            status: Some(container.status.clone()),
-            info: BTreeMap::new(),
-        })
+        ok(cri::ContainerStatusResponse { status: Some(container.status.clone()), info: BTreeMap::new() })
     }
 
     async fn update_container_resources(
@@ -867,10 +696,7 @@ impl RuntimeService for Inner {
         ok(cri::UpdateContainerResourcesResponse {})
     }
 
-    async fn reopen_container_log(
-        &self,
-        request: Request<cri::ReopenContainerLogRequest>,
-    ) -> Reply<cri::ReopenContainerLogResponse> {
+    async fn reopen_container_log(&self, request: Request<cri::ReopenContainerLogRequest>) -> Reply<cri::ReopenContainerLogResponse> {
         let id = request.into_inner().container_id;
         let state = self.enter("ReopenContainerLog", id.clone()).await?;
         let container = state.containers.get(&id).ok_or_else(|| no_container(&id))?;
@@ -878,77 +704,48 @@ impl RuntimeService for Inner {
         ok(cri::ReopenContainerLogResponse {})
     }
 
-    async fn exec_sync(
-        &self,
-        request: Request<cri::ExecSyncRequest>,
-    ) -> Reply<cri::ExecSyncResponse> {
+    async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Reply<cri::ExecSyncResponse> {
         let request = request.into_inner();
         let command = request.cmd.join(" ");
         let state = self.enter("ExecSync", command.clone()).await?;
-        let running = state
-            .containers
-            .get(&request.container_id)
-            .ok_or_else(|| no_container(&request.container_id))?
-            .status
-            .state()
+        let running = state.containers.get(&request.container_id).ok_or_else(|| no_container(&request.container_id))?.status.state()
             == ContainerState::ContainerRunning;
         if !running {
             return Err(Status::unknown("container is in CONTAINER_EXITED state"));
         }
         let answer = state.answers.get(&command).cloned().unwrap_or_default();
-        ok(cri::ExecSyncResponse {
-            stdout: answer.stdout.into(),
-            stderr: answer.stderr.into(),
-            exit_code: answer.exit_code,
-        })
+        ok(cri::ExecSyncResponse { stdout: answer.stdout.into(), stderr: answer.stderr.into(), exit_code: answer.exit_code })
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Reply<cri::ExecResponse> {
         let id = request.into_inner().container_id;
         let state = self.enter("Exec", id.clone()).await?;
         state.containers.get(&id).ok_or_else(|| no_container(&id))?;
-        ok(cri::ExecResponse {
-            url: "http://127.0.0.1:1/exec/token".into(),
-        })
+        ok(cri::ExecResponse { url: "http://127.0.0.1:1/exec/token".into() })
     }
 
     async fn attach(&self, request: Request<cri::AttachRequest>) -> Reply<cri::AttachResponse> {
         let id = request.into_inner().container_id;
         let state = self.enter("Attach", id.clone()).await?;
         state.containers.get(&id).ok_or_else(|| no_container(&id))?;
-        ok(cri::AttachResponse {
-            url: "http://127.0.0.1:1/attach/token".into(),
-        })
+        ok(cri::AttachResponse { url: "http://127.0.0.1:1/attach/token".into() })
     }
 
-    async fn port_forward(
-        &self,
-        request: Request<cri::PortForwardRequest>,
-    ) -> Reply<cri::PortForwardResponse> {
+    async fn port_forward(&self, request: Request<cri::PortForwardRequest>) -> Reply<cri::PortForwardResponse> {
         let id = request.into_inner().pod_sandbox_id;
         let state = self.enter("PortForward", id.clone()).await?;
         state.sandboxes.get(&id).ok_or_else(|| no_sandbox(&id))?;
-        ok(cri::PortForwardResponse {
-            url: "http://127.0.0.1:1/portforward/token".into(),
-        })
+        ok(cri::PortForwardResponse { url: "http://127.0.0.1:1/portforward/token".into() })
     }
 
-    async fn container_stats(
-        &self,
-        request: Request<cri::ContainerStatsRequest>,
-    ) -> Reply<cri::ContainerStatsResponse> {
+    async fn container_stats(&self, request: Request<cri::ContainerStatsRequest>) -> Reply<cri::ContainerStatsResponse> {
         let id = request.into_inner().container_id;
         let state = self.enter("ContainerStats", id.clone()).await?;
         let container = state.containers.get(&id).ok_or_else(|| no_container(&id))?;
-        ok(cri::ContainerStatsResponse {
-            stats: Some(stats(&id, container)),
-        })
+        ok(cri::ContainerStatsResponse { stats: Some(stats(&id, container)) })
     }
 
-    async fn list_container_stats(
-        &self,
-        _: Request<cri::ListContainerStatsRequest>,
-    ) -> Reply<cri::ListContainerStatsResponse> {
+    async fn list_container_stats(&self, _: Request<cri::ListContainerStatsRequest>) -> Reply<cri::ListContainerStatsResponse> {
         let state = self.enter("ListContainerStats", "").await?;
         let stats = state
             .containers
@@ -959,10 +756,7 @@ impl RuntimeService for Inner {
         ok(cri::ListContainerStatsResponse { stats })
     }
 
-    async fn update_runtime_config(
-        &self,
-        _: Request<cri::UpdateRuntimeConfigRequest>,
-    ) -> Reply<cri::UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(&self, _: Request<cri::UpdateRuntimeConfigRequest>) -> Reply<cri::UpdateRuntimeConfigResponse> {
         let _state = self.enter("UpdateRuntimeConfig", "").await?;
         ok(cri::UpdateRuntimeConfigResponse {})
     }
@@ -991,21 +785,14 @@ impl RuntimeService for Inner {
         })
     }
 
-    async fn runtime_config(
-        &self,
-        _: Request<cri::RuntimeConfigRequest>,
-    ) -> Reply<cri::RuntimeConfigResponse> {
+    async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Reply<cri::RuntimeConfigResponse> {
         // As containerd 1.6 and 1.7 answer.
         Err(Status::unimplemented("unknown method RuntimeConfig"))
     }
 }
 
 fn sandbox_state(sandbox: &Sandbox) -> PodSandboxState {
-    if sandbox.ready {
-        PodSandboxState::SandboxReady
-    } else {
-        PodSandboxState::SandboxNotready
-    }
+    if sandbox.ready { PodSandboxState::SandboxReady } else { PodSandboxState::SandboxNotready }
 }
 
 fn stats(id: &str, container: &Container) -> cri::ContainerStats {
@@ -1026,40 +813,23 @@ fn touch(log: &str) {
     if let Some(directory) = path.parent() {
         let _ = std::fs::create_dir_all(directory);
     }
-    let _ = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path);
+    let _ = std::fs::OpenOptions::new().create(true).append(true).open(path);
 }
 
 #[tonic::async_trait]
 impl ImageService for Inner {
-    async fn list_images(
-        &self,
-        _: Request<cri::ListImagesRequest>,
-    ) -> Reply<cri::ListImagesResponse> {
+    async fn list_images(&self, _: Request<cri::ListImagesRequest>) -> Reply<cri::ListImagesResponse> {
         let state = self.enter("ListImages", "").await?;
-        ok(cri::ListImagesResponse {
-            images: state.images.values().cloned().collect(),
-        })
+        ok(cri::ListImagesResponse { images: state.images.values().cloned().collect() })
     }
 
-    async fn image_status(
-        &self,
-        request: Request<cri::ImageStatusRequest>,
-    ) -> Reply<cri::ImageStatusResponse> {
+    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Reply<cri::ImageStatusResponse> {
         let name = request.into_inner().image.unwrap_or_default().image;
         let state = self.enter("ImageStatus", name.clone()).await?;
-        ok(cri::ImageStatusResponse {
-            image: find_image(&state, &name),
-            info: BTreeMap::new(),
-        })
+        ok(cri::ImageStatusResponse { image: find_image(&state, &name), info: BTreeMap::new() })
     }
 
-    async fn pull_image(
-        &self,
-        request: Request<cri::PullImageRequest>,
-    ) -> Reply<cri::PullImageResponse> {
+    async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Reply<cri::PullImageResponse> {
         let name = request.into_inner().image.unwrap_or_default().image;
         let full = normalise(&name);
         let mut state = self.enter("PullImage", name).await?;
@@ -1072,10 +842,7 @@ impl ImageService for Inner {
         ok(cri::PullImageResponse { image_ref })
     }
 
-    async fn remove_image(
-        &self,
-        request: Request<cri::RemoveImageRequest>,
-    ) -> Reply<cri::RemoveImageResponse> {
+    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Reply<cri::RemoveImageResponse> {
         let name = request.into_inner().image.unwrap_or_default().image;
         let mut state = self.enter("RemoveImage", name.clone()).await?;
         if let Some(image) = find_image(&state, &name) {
@@ -1084,10 +851,7 @@ impl ImageService for Inner {
         ok(cri::RemoveImageResponse {})
     }
 
-    async fn image_fs_info(
-        &self,
-        _: Request<cri::ImageFsInfoRequest>,
-    ) -> Reply<cri::ImageFsInfoResponse> {
+    async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Reply<cri::ImageFsInfoResponse> {
         let _state = self.enter("ImageFsInfo", "").await?;
         ok(cri::ImageFsInfoResponse::default())
     }
@@ -1099,15 +863,10 @@ async fn connection(stream: tokio::net::UnixStream, inner: Arc<Inner>) {
         let inner = inner.clone();
         async move { Ok::<_, Infallible>(route(inner, request).await) }
     });
-    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn route(
-    inner: Arc<Inner>,
-    request: http::Request<Incoming>,
-) -> http::Response<tonic::body::Body> {
+async fn route(inner: Arc<Inner>, request: http::Request<Incoming>) -> http::Response<tonic::body::Body> {
     let path = request.uri().path().to_owned();
     let answer = if path.starts_with("/runtime.v1.RuntimeService/") {
         RuntimeServiceServer::from_arc(inner).call(request).await
@@ -1115,14 +874,10 @@ async fn route(
         ImageServiceServer::from_arc(inner).call(request).await
     } else if path == "/containerd.services.events.v1.Events/Subscribe" {
         let codec = tonic_prost::ProstCodec::default();
-        Ok(tonic::server::Grpc::new(codec)
-            .server_streaming(Subscribe(inner), request)
-            .await)
+        Ok(tonic::server::Grpc::new(codec).server_streaming(Subscribe(inner), request).await)
     } else if path == "/containerd.services.events.v1.Events/Publish" {
         let codec = tonic_prost::ProstCodec::default();
-        Ok(tonic::server::Grpc::new(codec)
-            .unary(Publish(inner), request)
-            .await)
+        Ok(tonic::server::Grpc::new(codec).unary(Publish(inner), request).await)
     } else {
         Ok(Status::new(Code::Unimplemented, format!("unknown method {path}")).into_http())
     };
@@ -1140,16 +895,15 @@ impl tonic::server::ServerStreamingService<SubscribeRequest> for Subscribe {
         // Filters are exact topics in this project; a topic no filter names is not sent.
         let filters = request.into_inner().filters;
         let events = self.0.events.subscribe();
-        let stream =
-            futures_util::stream::unfold((events, filters), |(mut events, filters)| async {
-                loop {
-                    let envelope = events.recv().await.ok()?;
-                    let wanted = format!("topic==\"{}\"", envelope.topic);
-                    if filters.iter().any(|filter| filter.contains(&wanted)) {
-                        return Some((Ok(envelope), (events, filters)));
-                    }
+        let stream = futures_util::stream::unfold((events, filters), |(mut events, filters)| async {
+            loop {
+                let envelope = events.recv().await.ok()?;
+                let wanted = format!("topic==\"{}\"", envelope.topic);
+                if filters.iter().any(|filter| filter.contains(&wanted)) {
+                    return Some((Ok(envelope), (events, filters)));
                 }
-            });
+            }
+        });
         Box::pin(async { Ok(Response::new(Box::pin(stream) as BoxStream<'static, _>)) })
     }
 }
@@ -1162,12 +916,8 @@ impl tonic::server::UnaryService<PublishRequest> for Publish {
 
     fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
         let request = request.into_inner();
-        let _ = self.0.events.send(Envelope {
-            timestamp: None,
-            namespace: "k8s.io".to_owned(),
-            topic: request.topic,
-            event: request.event,
-        });
+        let _ =
+            self.0.events.send(Envelope { timestamp: None, namespace: "k8s.io".to_owned(), topic: request.topic, event: request.event });
         Box::pin(async { Ok(Response::new(())) })
     }
 }

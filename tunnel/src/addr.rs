@@ -18,27 +18,15 @@ pub struct ServerAddr {
 impl ServerAddr {
     /// From parts; `host` may be an IPv6 address with or without brackets.
     pub fn new(host: &str, port: u16) -> ServerAddr {
-        let host = host
-            .strip_prefix('[')
-            .and_then(|h| h.strip_suffix(']'))
-            .unwrap_or(host);
-        ServerAddr {
-            host: host.to_owned(),
-            port,
-        }
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        ServerAddr { host: host.to_owned(), port }
     }
 
     /// From the URL of the configuration, `https://HOST[:PORT]`, port 443 when absent as in K3s. Trailing
     /// slashes are dropped (k3s-agent.md 1.4); a path is refused.
     pub fn from_url(url: &str) -> Result<ServerAddr> {
-        let err = |reason| Error::Address {
-            value: url.to_owned(),
-            reason,
-        };
-        let rest = url
-            .trim()
-            .strip_prefix("https://")
-            .ok_or_else(|| err("it does not start with https://"))?;
+        let err = |reason| Error::Address { value: url.to_owned(), reason };
+        let rest = url.trim().strip_prefix("https://").ok_or_else(|| err("it does not start with https://"))?;
         let rest = rest.trim_end_matches('/');
         if rest.contains(['/', '?', '#', '@']) {
             return Err(err("only a host and a port can follow https://"));
@@ -61,8 +49,7 @@ impl ServerAddr {
 fn split(text: &str, default_port: Option<u16>) -> std::result::Result<ServerAddr, &'static str> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, tail) = rest.split_once(']').ok_or("a bracket is not closed")?;
-        host.parse::<Ipv6Addr>()
-            .map_err(|_| "what stands in brackets is not an IPv6 address")?;
+        host.parse::<Ipv6Addr>().map_err(|_| "what stands in brackets is not an IPv6 address")?;
         match tail.strip_prefix(':') {
             Some(port) => (host, Some(port)),
             None if tail.is_empty() => (host, None),
@@ -80,18 +67,11 @@ fn split(text: &str, default_port: Option<u16>) -> std::result::Result<ServerAdd
         return Err("the host is empty or has characters no host name has");
     }
     let port = match (port, default_port) {
-        (Some(port), _) => port
-            .parse::<u16>()
-            .ok()
-            .filter(|p| *p != 0)
-            .ok_or("the port is not a number from 1 to 65535")?,
+        (Some(port), _) => port.parse::<u16>().ok().filter(|p| *p != 0).ok_or("the port is not a number from 1 to 65535")?,
         (None, Some(port)) => port,
         (None, None) => return Err("the port is missing"),
     };
-    Ok(ServerAddr {
-        host: host.to_owned(),
-        port,
-    })
+    Ok(ServerAddr { host: host.to_owned(), port })
 }
 
 impl FromStr for ServerAddr {
@@ -102,20 +82,13 @@ impl FromStr for ServerAddr {
         if text.starts_with("https://") {
             return ServerAddr::from_url(text);
         }
-        split(text, None).map_err(|reason| Error::Address {
-            value: text.to_owned(),
-            reason,
-        })
+        split(text, None).map_err(|reason| Error::Address { value: text.to_owned(), reason })
     }
 }
 
 impl fmt::Display for ServerAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
     }
 }
 

@@ -61,21 +61,14 @@ impl Rules {
         }
         let (ip, port) = (address.ip(), address.port());
         // Exactly the two loopback addresses of the protocol, not all of 127/8.
-        let loopback =
-            ip == IpAddr::from([127, 0, 0, 1]) || ip == IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]);
+        let loopback = ip == IpAddr::from([127, 0, 0, 1]) || ip == IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]);
         if loopback {
             return port == self.kubelet_port || port == STREAMING_PORT;
         }
         match self.mode {
             EgressMode::Agent => false,
-            EgressMode::Cluster => {
-                self.node_ips.contains(&ip)
-                    || self.cluster_cidrs.iter().any(|net| net.contains(&ip))
-            }
-            EgressMode::Pod => {
-                self.pod_ips.contains(&ip)
-                    || (self.node_ips.contains(&ip) && self.host_ports.contains(&port))
-            }
+            EgressMode::Cluster => self.node_ips.contains(&ip) || self.cluster_cidrs.iter().any(|net| net.contains(&ip)),
+            EgressMode::Pod => self.pod_ips.contains(&ip) || (self.node_ips.contains(&ip) && self.host_ports.contains(&port)),
         }
     }
 }
@@ -98,10 +91,7 @@ impl Allow {
 
     /// Only the kubelet on `port`: what mode `agent` permits.
     pub fn kubelet(port: u16) -> Allow {
-        Allow::fixed(Rules {
-            kubelet_port: port,
-            ..Rules::default()
-        })
+        Allow::fixed(Rules { kubelet_port: port, ..Rules::default() })
     }
 
     /// Rules that follow the node and its pods.
@@ -149,12 +139,7 @@ mod tests {
             ("tcp", "8.8.8.8:53", false, false, false),
         ];
         for (network, address, agent, cluster, pod) in rows {
-            for (mode, want) in [
-                ("agent", agent),
-                ("cluster", cluster),
-                ("pod", pod),
-                ("disabled", agent),
-            ] {
+            for (mode, want) in [("agent", agent), ("cluster", cluster), ("pod", pod), ("disabled", agent)] {
                 let got = rules(EgressMode::parse(mode)).permits(network, address);
                 assert_eq!(got, want, "{mode} {network}/{address}");
             }

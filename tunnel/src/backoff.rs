@@ -16,12 +16,7 @@ pub struct Backoff {
 impl Backoff {
     /// Delays from `min` to `max`; reset by an attempt that lived for `lived`.
     pub fn new(min: Duration, max: Duration, lived: Duration) -> Backoff {
-        Backoff {
-            min,
-            max: max.max(min),
-            lived,
-            failures: 0,
-        }
+        Backoff { min, max: max.max(min), lived, failures: 0 }
     }
 
     /// The delay after an attempt that lived for `life`. `jitter` from 0 to 1 picks a point between half the delay
@@ -30,16 +25,9 @@ impl Backoff {
         if life >= self.lived {
             self.failures = 0;
         }
-        let full = self
-            .min
-            .saturating_mul(1 << self.failures.min(20))
-            .min(self.max);
+        let full = self.min.saturating_mul(1 << self.failures.min(20)).min(self.max);
         self.failures = self.failures.saturating_add(1);
-        let jitter = if jitter.is_finite() {
-            jitter.clamp(0.0, 1.0)
-        } else {
-            1.0
-        };
+        let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 1.0 };
         full.mul_f64(0.5 + jitter / 2.0)
     }
 }
@@ -54,9 +42,7 @@ pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0u8; 8];
     match ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes) {
         Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => std::time::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |d| d.as_nanos() as u64),
+        Err(_) => std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64),
     }
 }
 

@@ -50,20 +50,10 @@ pub struct Balancer {
 impl Balancer {
     /// Starts with the configured address and those known from before.
     pub fn new(configured: ServerAddr, known: &[ServerAddr], now: Instant) -> Balancer {
-        let mut balancer = Balancer {
-            configured,
-            servers: BTreeMap::new(),
-        };
+        let mut balancer = Balancer { configured, servers: BTreeMap::new() };
         if known.is_empty() {
             let configured = balancer.configured.clone();
-            balancer.servers.insert(
-                configured,
-                Server {
-                    state: State::Unchecked,
-                    connections: 0,
-                    since: now,
-                },
-            );
+            balancer.servers.insert(configured, Server { state: State::Unchecked, connections: 0, since: now });
         } else {
             balancer.set_servers(known, now);
         }
@@ -76,41 +66,20 @@ impl Balancer {
             return Vec::new();
         }
         for addr in list {
-            let entry = self.servers.entry(addr.clone()).or_insert(Server {
-                state: State::Unchecked,
-                connections: 0,
-                since: now,
-            });
+            let entry = self.servers.entry(addr.clone()).or_insert(Server { state: State::Unchecked, connections: 0, since: now });
             if entry.state == State::Standby {
-                *entry = Server {
-                    state: State::Unchecked,
-                    since: now,
-                    ..*entry
-                };
+                *entry = Server { state: State::Unchecked, since: now, ..*entry };
             }
         }
         let configured = self.configured.clone();
-        let gone: Vec<ServerAddr> = self
-            .servers
-            .keys()
-            .filter(|a| !list.contains(a) && **a != configured)
-            .cloned()
-            .collect();
+        let gone: Vec<ServerAddr> = self.servers.keys().filter(|a| !list.contains(a) && **a != configured).cloned().collect();
         for addr in &gone {
             self.servers.remove(addr);
         }
         if !list.contains(&configured) {
-            let standby = Server {
-                state: State::Standby,
-                connections: 0,
-                since: now,
-            };
+            let standby = Server { state: State::Standby, connections: 0, since: now };
             let entry = self.servers.entry(configured).or_insert(standby);
-            *entry = Server {
-                state: State::Standby,
-                since: now,
-                ..*entry
-            };
+            *entry = Server { state: State::Standby, since: now, ..*entry };
         }
         gone
     }
@@ -183,11 +152,7 @@ impl Balancer {
 
     fn enter(&mut self, addr: &ServerAddr, state: State, now: Instant) {
         if let Some(server) = self.servers.get_mut(addr) {
-            *server = Server {
-                state,
-                since: now,
-                ..*server
-            };
+            *server = Server { state, since: now, ..*server };
         }
     }
 
@@ -208,10 +173,7 @@ impl Balancer {
     /// Makes a server the active one, unless another active one has more connections.
     fn activate(&mut self, addr: &ServerAddr, now: Instant) -> Vec<ServerAddr> {
         let mine = self.servers.get(addr).map_or(0, |s| s.connections);
-        let rival = self
-            .servers
-            .iter()
-            .find(|(a, s)| *a != addr && s.state == State::Active);
+        let rival = self.servers.iter().find(|(a, s)| *a != addr && s.state == State::Active);
         if let Some((rival, connections)) = rival.map(|(a, s)| (a.clone(), s.connections)) {
             if connections > mine {
                 self.enter(addr, State::Preferred, now);
@@ -220,18 +182,9 @@ impl Balancer {
             self.enter(&rival, State::Preferred, now);
         }
         self.enter(addr, State::Active, now);
-        let leave = [
-            State::Failed,
-            State::Standby,
-            State::Recovering,
-            State::Healthy,
-        ];
+        let leave = [State::Failed, State::Standby, State::Recovering, State::Healthy];
         let has = |s: &Server| leave.contains(&s.state) && s.connections > 0;
-        self.servers
-            .iter()
-            .filter(|(_, s)| has(s))
-            .map(|(a, _)| a.clone())
-            .collect()
+        self.servers.iter().filter(|(_, s)| has(s)).map(|(a, _)| a.clone()).collect()
     }
 }
 
@@ -265,12 +218,7 @@ fn parse(content: &[u8], configured: &ServerAddr) -> Vec<ServerAddr> {
     if ServerAddr::from_url(&stored.server_url).ok().as_ref() != Some(configured) {
         return Vec::new();
     }
-    stored
-        .server_addresses
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|a| a.parse().ok())
-        .collect()
+    stored.server_addresses.unwrap_or_default().iter().filter_map(|a| a.parse().ok()).collect()
 }
 
 /// Keeps the servers for the next start.
@@ -280,14 +228,8 @@ pub fn save(data_dir: &Path, configured: &ServerAddr, servers: &[ServerAddr]) ->
 
 fn format(configured: &ServerAddr, servers: &[ServerAddr]) -> Result<Vec<u8>> {
     let addresses = servers.iter().map(ServerAddr::to_string).collect();
-    let stored = Stored {
-        server_url: configured.url(),
-        server_addresses: Some(addresses),
-    };
-    serde_json::to_vec_pretty(&stored).map_err(|e| Error::Certificate {
-        what: "load balancer file".into(),
-        reason: e.to_string(),
-    })
+    let stored = Stored { server_url: configured.url(), server_addresses: Some(addresses) };
+    serde_json::to_vec_pretty(&stored).map_err(|e| Error::Certificate { what: "load balancer file".into(), reason: e.to_string() })
 }
 
 #[cfg(test)]
@@ -299,10 +241,7 @@ mod tests {
     }
 
     fn names(list: &[ServerAddr]) -> String {
-        list.iter()
-            .map(|a| a.host.as_str())
-            .collect::<Vec<_>>()
-            .join(" ")
+        list.iter().map(|a| a.host.as_str()).collect::<Vec<_>>().join(" ")
     }
 
     /// Runs steps like `dial a`, `refuse a`, `up a`, `down a`, `close a`, `list a b`, `wait 61` on servers a, b and the
@@ -342,69 +281,19 @@ mod tests {
     fn servers_are_tried_and_closed_in_the_order_of_their_states() {
         let rows: &[(&str, &[&str], &str, &str)] = &[
             ("unchecked before the standby", &["wait 0"], "a b vip", ""),
-            (
-                "a working dial prefers that server",
-                &["dial b"],
-                "b a vip",
-                "",
-            ),
+            ("a working dial prefers that server", &["dial b"], "b a vip", ""),
             ("a refused one is last", &["refuse a"], "b vip a", ""),
-            (
-                "tunnel up with connections: active",
-                &["dial b", "up b"],
-                "b a vip",
-                "",
-            ),
-            (
-                "tunnel up without: preferred after the second look",
-                &["up a", "up a"],
-                "a b vip",
-                "",
-            ),
-            (
-                "an active server that goes down loses its connections",
-                &["dial b", "up b", "down b"],
-                "a vip b",
-                "b",
-            ),
-            (
-                "health alone does not fail an unchecked one",
-                &["down a"],
-                "a b vip",
-                "",
-            ),
-            (
-                "becoming active closes those still recovering",
-                &["dial a", "dial b", "up b"],
-                "b a vip",
-                "a",
-            ),
-            (
-                "an active one with more connections stays",
-                &["dial a", "up a", "dial a", "up b", "up b", "dial b"],
-                "a b vip",
-                "",
-            ),
-            (
-                "an active one with as many gives way",
-                &["dial a", "up a", "up b", "up b", "dial b"],
-                "b a vip",
-                "",
-            ),
-            (
-                "preference fades",
-                &["up a", "up a", "wait 61", "up a", "dial b", "up b"],
-                "b a vip",
-                "",
-            ),
+            ("tunnel up with connections: active", &["dial b", "up b"], "b a vip", ""),
+            ("tunnel up without: preferred after the second look", &["up a", "up a"], "a b vip", ""),
+            ("an active server that goes down loses its connections", &["dial b", "up b", "down b"], "a vip b", "b"),
+            ("health alone does not fail an unchecked one", &["down a"], "a b vip", ""),
+            ("becoming active closes those still recovering", &["dial a", "dial b", "up b"], "b a vip", "a"),
+            ("an active one with more connections stays", &["dial a", "up a", "dial a", "up b", "up b", "dial b"], "a b vip", ""),
+            ("an active one with as many gives way", &["dial a", "up a", "up b", "up b", "dial b"], "b a vip", ""),
+            ("preference fades", &["up a", "up a", "wait 61", "up a", "dial b", "up b"], "b a vip", ""),
             ("a server that left is closed", &["list b"], "b vip", "a"),
             ("an empty list changes nothing", &["list  "], "a b vip", ""),
-            (
-                "the configured one may be listed",
-                &["list vip a"],
-                "a vip",
-                "b",
-            ),
+            ("the configured one may be listed", &["list vip a"], "a vip", "b"),
         ];
         for (name, steps, order, closed) in rows {
             let (balancer, gone) = run(steps);
@@ -427,18 +316,9 @@ mod tests {
         let configured = addr("k3s.example");
         let servers = parse(text.as_bytes(), &configured);
         assert_eq!(names(&servers), "192.168.1.10 192.168.1.11");
-        assert_eq!(
-            String::from_utf8(format(&configured, &servers).unwrap()).unwrap(),
-            text
-        );
+        assert_eq!(String::from_utf8(format(&configured, &servers).unwrap()).unwrap(), text);
         assert!(parse(text.as_bytes(), &addr("other.example")).is_empty());
-        assert!(
-            parse(
-                b"{\"ServerURL\":\"https://k3s.example:6443\",\"ServerAddresses\":null}",
-                &configured
-            )
-            .is_empty()
-        );
+        assert!(parse(b"{\"ServerURL\":\"https://k3s.example:6443\",\"ServerAddresses\":null}", &configured).is_empty());
         assert!(parse(b"garbage", &configured).is_empty());
         let root = tempfile::tempdir().unwrap();
         assert!(load(root.path(), &configured).unwrap().is_empty());

@@ -95,15 +95,10 @@ impl ServerConfig {
     pub fn check(&self, node_ips: &[IpAddr]) -> Result<(), String> {
         let families = |nets: &[IpNet]| (nets.iter().any(is_v4), !nets.iter().all(is_v4));
         if self.cluster_ip_ranges.is_empty() || self.service_ip_ranges.is_empty() {
-            return Err(
-                "ClusterIPRange or ServiceIPRange is missing; the server is too old for this agent"
-                    .to_owned(),
-            );
+            return Err("ClusterIPRange or ServiceIPRange is missing; the server is too old for this agent".to_owned());
         }
         if !self.disable_npc && self.service_node_port_range.is_none_or(|r| r.size == 0) {
-            return Err(
-                "ServiceNodePortRange is missing; the server is too old for this agent".to_owned(),
-            );
+            return Err("ServiceNodePortRange is missing; the server is too old for this agent".to_owned());
         }
         let wanted = families(&self.cluster_ip_ranges);
         if wanted != families(&self.service_ip_ranges) {
@@ -113,10 +108,7 @@ impl ServerConfig {
                 list(&self.service_ip_ranges)
             ));
         }
-        let (v4, v6) = (
-            node_ips.iter().any(IpAddr::is_ipv4),
-            node_ips.iter().any(IpAddr::is_ipv6),
-        );
+        let (v4, v6) = (node_ips.iter().any(IpAddr::is_ipv4), node_ips.iter().any(IpAddr::is_ipv6));
         if !node_ips.is_empty() && ((wanted.0 && !v4) || (wanted.1 && !v6)) {
             return Err(format!(
                 "node addresses {} do not cover the IP families of the pod networks {}; give one of each with --node-ip",
@@ -141,26 +133,14 @@ struct Fields(Map<String, Value>);
 
 impl Fields {
     fn get(&self, key: &str) -> Option<&Value> {
-        let found = self.0.get(key).or_else(|| {
-            self.0
-                .iter()
-                .find(|(k, _)| k.eq_ignore_ascii_case(key))
-                .map(|(_, v)| v)
-        });
+        let found = self.0.get(key).or_else(|| self.0.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v));
         found.filter(|v| !v.is_null())
     }
 
-    fn read<T>(
-        &self,
-        key: &str,
-        default: T,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<T, String> {
+    fn read<T>(&self, key: &str, default: T, read: impl Fn(&Value) -> Option<T>) -> Result<T, String> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => {
-                read(value).ok_or_else(|| format!("field {key} has an unexpected value {value}"))
-            }
+            Some(value) => read(value).ok_or_else(|| format!("field {key} has an unexpected value {value}")),
         }
     }
 
@@ -170,11 +150,7 @@ impl Fields {
 
     fn text(&self, key: &str, default: &str) -> Result<String, String> {
         let text = self.read(key, String::new(), |v| v.as_str().map(str::to_owned))?;
-        Ok(if text.is_empty() {
-            default.to_owned()
-        } else {
-            text
-        })
+        Ok(if text.is_empty() { default.to_owned() } else { text })
     }
 
     fn port(&self, key: &str) -> Result<u16, String> {
@@ -183,28 +159,13 @@ impl Fields {
     }
 
     /// The list when it is not empty, else the single value.
-    fn either<T>(
-        &self,
-        many: &str,
-        one: &str,
-        read: fn(&Value) -> Option<Option<T>>,
-    ) -> Result<Vec<T>, String> {
-        let all = self.read(many, Vec::new(), |v| {
-            v.as_array()?
-                .iter()
-                .filter(|v| !v.is_null())
-                .map(read)
-                .collect()
-        })?;
+    fn either<T>(&self, many: &str, one: &str, read: fn(&Value) -> Option<Option<T>>) -> Result<Vec<T>, String> {
+        let all = self.read(many, Vec::new(), |v| v.as_array()?.iter().filter(|v| !v.is_null()).map(read).collect())?;
         let all: Vec<T> = all.into_iter().flatten().collect();
         if !all.is_empty() {
             return Ok(all);
         }
-        Ok(self
-            .read(one, None, |v| Some(Some(read(v)?)))?
-            .flatten()
-            .into_iter()
-            .collect())
+        Ok(self.read(one, None, |v| Some(Some(read(v)?)))?.flatten().into_iter().collect())
     }
 }
 
@@ -242,12 +203,8 @@ impl ServerConfig {
         let default = ServerConfig::default();
         let range = |v: &Value| {
             let fields = Fields(v.as_object()?.clone());
-            let base = fields
-                .read("Base", 0, |v| u16::try_from(v.as_u64()?).ok())
-                .ok()?;
-            let size = fields
-                .read("Size", 0, |v| u32::try_from(v.as_u64()?).ok())
-                .ok()?;
+            let base = fields.read("Base", 0, |v| u16::try_from(v.as_u64()?).ok()).ok()?;
+            let size = fields.read("Size", 0, |v| u32::try_from(v.as_u64()?).ok()).ok()?;
             Some(Some(PortRange { base, size }))
         };
         Ok(ServerConfig {
@@ -259,8 +216,7 @@ impl ServerConfig {
             flannel_backend: fields.text("FlannelBackend", &default.flannel_backend)?,
             flannel_ipv6_masq: fields.bool("FlannelIPv6Masq")?,
             flannel_external_ip: fields.bool("FlannelExternalIP")?,
-            egress_selector_mode: fields
-                .text("EgressSelectorMode", &default.egress_selector_mode)?,
+            egress_selector_mode: fields.text("EgressSelectorMode", &default.egress_selector_mode)?,
             disable_ccm: fields.bool("DisableCCM")?,
             disable_npc: fields.bool("DisableNPC")?,
             disable_kube_proxy: fields.bool("DisableKubeProxy")?,
@@ -270,12 +226,8 @@ impl ServerConfig {
             supervisor_port: fields.port("SupervisorPort")?,
             system_default_registry: fields.text("SystemDefaultRegistry", "")?,
             min_tls_version: fields.text("MinTLSVersion", "")?,
-            cipher_suites: fields.read("CipherSuites", Vec::new(), |v| {
-                v.as_array()?
-                    .iter()
-                    .map(|v| v.as_str().map(str::to_owned))
-                    .collect()
-            })?,
+            cipher_suites: fields
+                .read("CipherSuites", Vec::new(), |v| v.as_array()?.iter().map(|v| v.as_str().map(str::to_owned)).collect())?,
             server_node_name: fields.text("ServerNodeName", "")?,
         })
     }
@@ -334,26 +286,13 @@ mod tests {
 
     #[test]
     fn the_recorded_configuration_is_read_whole() {
-        let config: ServerConfig =
-            serde_json::from_slice(&Recording::load("config-ok").response_body()).unwrap();
+        let config: ServerConfig = serde_json::from_slice(&Recording::load("config-ok").response_body()).unwrap();
         assert_eq!(list(&config.cluster_ip_ranges), "10.42.0.0/16");
         assert_eq!(list(&config.service_ip_ranges), "10.43.0.0/16");
-        assert_eq!(
-            config.service_node_port_range,
-            Some(PortRange {
-                base: 30000,
-                size: 2768
-            })
-        );
+        assert_eq!(config.service_node_port_range, Some(PortRange { base: 30000, size: 2768 }));
         assert_eq!(list(&config.cluster_dns), "10.43.0.10");
         assert_eq!(config.cluster_domain, "cluster.local");
-        assert_eq!(
-            (
-                config.flannel_backend.as_str(),
-                config.egress_selector_mode.as_str()
-            ),
-            ("vxlan", "agent")
-        );
+        assert_eq!((config.flannel_backend.as_str(), config.egress_selector_mode.as_str()), ("vxlan", "agent"));
         assert_eq!(config.cipher_suites.len(), 6);
         assert_eq!(config.server_node_name, "server1");
         config.check(&["10.99.0.41".parse().unwrap()]).unwrap();
@@ -365,26 +304,14 @@ mod tests {
     fn missing_null_unknown_and_oddly_cased_fields_are_tolerated() {
         assert_eq!(parse("{}"), ServerConfig::default());
         assert_eq!(
-            parse(
-                r#"{"ClusterIPRanges":null,"ClusterIPRange":null,"ClusterDNS":"","Nonsense":[1],"CipherSuites":null}"#
-            ),
+            parse(r#"{"ClusterIPRanges":null,"ClusterIPRange":null,"ClusterDNS":"","Nonsense":[1],"CipherSuites":null}"#),
             ServerConfig::default()
         );
         assert_eq!(parse(r#"{"clusterdomain":"x"}"#).cluster_domain, "x");
-        assert_eq!(
-            parse(r#"{"CLUSTERDOMAIN":"x","ClusterDomain":"y"}"#).cluster_domain,
-            "y"
-        );
-        let single = parse(
-            r#"{"ClusterIPRanges":[],"ClusterIPRange":{"IP":"10.42.0.0","Mask":"//8AAA=="}}"#,
-        );
+        assert_eq!(parse(r#"{"CLUSTERDOMAIN":"x","ClusterDomain":"y"}"#).cluster_domain, "y");
+        let single = parse(r#"{"ClusterIPRanges":[],"ClusterIPRange":{"IP":"10.42.0.0","Mask":"//8AAA=="}}"#);
         assert_eq!(list(&single.cluster_ip_ranges), "10.42.0.0/16");
-        assert!(
-            serde_json::from_str::<ServerConfig>(r#"{"HTTPSPort":"x"}"#)
-                .unwrap_err()
-                .to_string()
-                .contains("HTTPSPort")
-        );
+        assert!(serde_json::from_str::<ServerConfig>(r#"{"HTTPSPort":"x"}"#).unwrap_err().to_string().contains("HTTPSPort"));
         assert!(serde_json::from_str::<ServerConfig>("[]").is_err());
     }
 
@@ -408,27 +335,15 @@ mod tests {
 
     #[test]
     fn a_configuration_that_does_not_fit_says_what_to_change() {
-        let good: ServerConfig =
-            serde_json::from_slice(&Recording::load("config-ok").response_body()).unwrap();
+        let good: ServerConfig = serde_json::from_slice(&Recording::load("config-ok").response_body()).unwrap();
         let v4: IpAddr = "10.0.0.1".parse().unwrap();
         let v6: IpAddr = "fd00::1".parse().unwrap();
         assert!(good.check(&[v6]).unwrap_err().contains("--node-ip"));
         good.check(&[v6, v4]).unwrap();
-        let old = ServerConfig {
-            service_node_port_range: None,
-            ..good.clone()
-        };
+        let old = ServerConfig { service_node_port_range: None, ..good.clone() };
         assert!(old.check(&[v4]).unwrap_err().contains("too old"));
-        ServerConfig {
-            disable_npc: true,
-            ..old
-        }
-        .check(&[v4])
-        .unwrap();
-        let mixed = ServerConfig {
-            service_ip_ranges: vec!["fd00:43::/112".parse().unwrap()],
-            ..good
-        };
+        ServerConfig { disable_npc: true, ..old }.check(&[v4]).unwrap();
+        let mixed = ServerConfig { service_ip_ranges: vec!["fd00:43::/112".parse().unwrap()], ..good };
         assert!(mixed.check(&[v4]).unwrap_err().contains("--service-cidr"));
     }
 }

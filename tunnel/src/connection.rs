@@ -73,15 +73,7 @@ pub(crate) struct Port {
 pub(crate) fn pair(conn: ConnId, reports: Reports) -> (Handle, Port) {
     let (inbound, receiver) = mpsc::unbounded_channel();
     let (hold, held) = watch::channel(false);
-    (
-        Handle { inbound, hold },
-        Port {
-            conn,
-            inbound: receiver,
-            hold: held,
-            reports,
-        },
-    )
+    (Handle { inbound, hold }, Port { conn, inbound: receiver, hold: held, reports })
 }
 
 impl Port {
@@ -125,12 +117,7 @@ impl Port {
                 match reader.read_buf(&mut buffer).await {
                     Ok(0) => return EOF.to_owned(),
                     Ok(_) => {
-                        if reports
-                            .local
-                            .send(Local::Data(conn, buffer.split().freeze()))
-                            .await
-                            .is_err()
-                        {
+                        if reports.local.send(Local::Data(conn, buffer.split().freeze())).await.is_err() {
                             return EOF.to_owned();
                         }
                     }
@@ -144,8 +131,7 @@ impl Port {
                 if listening {
                     // A local side that takes no more may have said things that are still on their way: `upwards` passes
                     // them on and then sees its end. Until then what comes for it is dropped.
-                    listening =
-                        writer.write_all(&data).await.is_ok() && writer.flush().await.is_ok();
+                    listening = writer.write_all(&data).await.is_ok() && writer.flush().await.is_ok();
                 }
                 // Fails only when the session is gone, and then the queue ends too.
                 let _ = reports.drained.send((conn, data.len()));

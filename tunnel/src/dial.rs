@@ -27,17 +27,14 @@ const RECEIVE_BUFFER: u32 = 256 * 1024;
 
 /// Connects to a server; the name is looked up at each call. No limit on time of its own.
 pub async fn connect(server: &ServerAddr) -> io::Result<TcpStream> {
-    let found: Vec<SocketAddr> = lookup_host((server.host.as_str(), server.port))
-        .await?
-        .collect();
+    let found: Vec<SocketAddr> = lookup_host((server.host.as_str(), server.port)).await?.collect();
     connect_any(&alternate(found)).await
 }
 
 /// The families in turn, beginning with the one the resolver put first.
 fn alternate(addrs: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = addrs.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) =
-        addrs.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
+    let (first, second): (Vec<_>, Vec<_>) = addrs.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
     let mut mixed = Vec::new();
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     loop {
@@ -50,8 +47,7 @@ fn alternate(addrs: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 async fn connect_any(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut waiting = addrs.iter().copied();
-    let mut running: FuturesUnordered<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>> =
-        FuturesUnordered::new();
+    let mut running: FuturesUnordered<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>> = FuturesUnordered::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
         if let Some(addr) = waiting.next() {
@@ -70,11 +66,7 @@ async fn connect_any(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
 }
 
 async fn one(addr: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if addr.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     let stream = socket.connect(addr).await?;
@@ -95,35 +87,19 @@ mod tests {
         let at = |a: &ServerAddr| SocketAddr::new(a.ip().unwrap(), a.port);
         // The last is of a network for documentation: refused or silent, it must not be waited for.
         let silent: SocketAddr = "192.0.2.1:9".parse().unwrap();
-        for order in [
-            [at(&dead), at(&addr), silent],
-            [silent, at(&dead), at(&addr)],
-        ] {
+        for order in [[at(&dead), at(&addr), silent], [silent, at(&dead), at(&addr)]] {
             let stream = connect_any(&order).await.unwrap();
             assert_eq!(stream.peer_addr().unwrap(), at(&addr));
             living.accept().await.unwrap();
         }
-        assert_eq!(
-            connect_any(&[at(&dead)]).await.unwrap_err().kind(),
-            io::ErrorKind::ConnectionRefused
-        );
-        assert_eq!(
-            connect_any(&[]).await.unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-        connect(&ServerAddr::new("localhost", addr.port))
-            .await
-            .unwrap();
+        assert_eq!(connect_any(&[at(&dead)]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(connect_any(&[]).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        connect(&ServerAddr::new("localhost", addr.port)).await.unwrap();
     }
 
     #[test]
     fn families_take_turns() {
-        let all = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|t| t.parse().unwrap())
-                .collect::<Vec<SocketAddr>>()
-        };
+        let all = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<SocketAddr>>();
         let mixed = alternate(all(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]));
         assert_eq!(mixed, all(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
     }

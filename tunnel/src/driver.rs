@@ -36,8 +36,7 @@ const QUEUE_HARD: usize = 8192;
 const WRITER_QUEUE: usize = 8;
 
 /// One counter for all sessions of a process, from a random start; receivers ignore it.
-static MESSAGE_ID: LazyLock<AtomicI64> =
-    LazyLock::new(|| AtomicI64::new((random_u64() >> 2) as i64));
+static MESSAGE_ID: LazyLock<AtomicI64> = LazyLock::new(|| AtomicI64::new((random_u64() >> 2) as i64));
 
 /// Buffers sized for a board with little memory; messages are at most 32 KiB and a header.
 pub(crate) fn web_socket_config() -> WebSocketConfig {
@@ -154,9 +153,7 @@ impl Driver {
                 work.act(action);
             }
             if work.queue.len() > QUEUE_HARD {
-                return Err(Error::Protocol {
-                    reason: "it does not read what it asks for".to_owned(),
-                });
+                return Err(Error::Protocol { reason: "it does not read what it asks for".to_owned() });
             }
         }
     }
@@ -212,14 +209,9 @@ impl Work {
         let dial = match &self.dial {
             Some((allow, dial)) if allow.permits(network, &address) => dial.clone(),
             _ => {
-                tracing::warn!(
-                    network,
-                    address,
-                    "server asked for an address it may not reach"
-                );
+                tracing::warn!(network, address, "server asked for an address it may not reach");
                 let mut out = Vec::new();
-                self.session
-                    .local_end(conn, "connect not allowed", &mut out);
+                self.session.local_end(conn, "connect not allowed", &mut out);
                 for action in out {
                     self.act(action);
                 }
@@ -228,15 +220,11 @@ impl Work {
         };
         tracing::debug!(connection = conn.0, address, "tunnel connection opened");
         let port = self.port(conn);
-        self.local
-            .spawn(port.dial_and_pump(async move { dial.dial(&address).await }));
+        self.local.spawn(port.dial_and_pump(async move { dial.dial(&address).await }));
     }
 
     fn open(&mut self, request: OpenRequest, out: &mut Vec<Action>) {
-        let Some(conn) = self
-            .session
-            .open(now(), &request.network, &request.address, out)
-        else {
+        let Some(conn) = self.session.open(now(), &request.network, &request.address, out) else {
             let _ = request.done.send(false);
             return;
         };
@@ -246,30 +234,18 @@ impl Work {
     }
 }
 
-async fn write_frames<K>(
-    mut sink: K,
-    mut frames: mpsc::Receiver<Frame>,
-    limit: Duration,
-) -> Result<()>
+async fn write_frames<K>(mut sink: K, mut frames: mpsc::Receiver<Frame>, limit: Duration) -> Result<()>
 where
     K: Sink<Frame, Error = WsError> + Unpin,
 {
-    let too_slow = |_| Error::Socket {
-        source: io::Error::from(io::ErrorKind::TimedOut),
-    };
+    let too_slow = |_| Error::Socket { source: io::Error::from(io::ErrorKind::TimedOut) };
     while let Some(frame) = frames.recv().await {
         let mut next = Some(frame);
         while let Some(frame) = next {
-            timeout(limit, sink.feed(frame))
-                .await
-                .map_err(too_slow)?
-                .map_err(socket_error)?;
+            timeout(limit, sink.feed(frame)).await.map_err(too_slow)?.map_err(socket_error)?;
             next = frames.try_recv().ok();
         }
-        timeout(limit, sink.flush())
-            .await
-            .map_err(too_slow)?
-            .map_err(socket_error)?;
+        timeout(limit, sink.flush()).await.map_err(too_slow)?.map_err(socket_error)?;
     }
     // The reader is gone; it decides how the run ends.
     std::future::pending().await
@@ -281,12 +257,8 @@ fn socket_error(error: WsError) -> Error {
         // A server that dies, or is stopped, says no goodbye in TLS.
         WsError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Error::Closed,
         WsError::Io(source) => Error::Socket { source },
-        WsError::Protocol(e) => Error::Protocol {
-            reason: e.to_string(),
-        },
-        other => Error::Socket {
-            source: io::Error::other(other),
-        },
+        WsError::Protocol(e) => Error::Protocol { reason: e.to_string() },
+        other => Error::Socket { source: io::Error::other(other) },
     }
 }
 

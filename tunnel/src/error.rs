@@ -12,9 +12,7 @@ use crate::addr::ServerAddr;
 #[non_exhaustive]
 pub enum Error {
     /// The join token does not follow the grammar of k3s-agent.md 1.1.
-    #[error(
-        "join token is not valid: {reason}; copy it again from /var/lib/rancher/k3s/server/node-token on the server"
-    )]
+    #[error("join token is not valid: {reason}; copy it again from /var/lib/rancher/k3s/server/node-token on the server")]
     Token {
         /// What is wrong with it. The token itself is never printed.
         reason: &'static str,
@@ -46,9 +44,7 @@ pub enum Error {
     },
 
     /// TCP connect, name lookup or the exchange itself failed or timed out.
-    #[error(
-        "cannot reach server {server}; check that it runs, that its name resolves and that no firewall blocks the port"
-    )]
+    #[error("cannot reach server {server}; check that it runs, that its name resolves and that no firewall blocks the port")]
     Unreachable {
         /// The server that was tried.
         server: ServerAddr,
@@ -58,9 +54,7 @@ pub enum Error {
     },
 
     /// The server is reachable but TLS failed for a reason that is not its certificate.
-    #[error(
-        "no TLS with server {server}; check that this port is a K3s server and not behind a proxy that ends TLS"
-    )]
+    #[error("no TLS with server {server}; check that this port is a K3s server and not behind a proxy that ends TLS")]
     Tls {
         /// The server that was tried.
         server: ServerAddr,
@@ -108,9 +102,7 @@ pub enum Error {
     },
 
     /// The server's certificate is signed by the CA but carries none of the accepted names.
-    #[error(
-        "certificate of server {server} is for none of {server}, 127.0.0.1 and kubernetes; add the name with --tls-san on the server"
-    )]
+    #[error("certificate of server {server} is for none of {server}, 127.0.0.1 and kubernetes; add the name with --tls-san on the server")]
     ServerName {
         /// The server that was tried.
         server: ServerAddr,
@@ -133,9 +125,7 @@ pub enum Error {
     },
 
     /// A certificate of the server is not valid yet by this machine's clock.
-    #[error(
-        "a certificate of server {server} starts {at}, the clock here says {now}; set the clock (timedatectl set-ntp true)"
-    )]
+    #[error("a certificate of server {server} starts {at}, the clock here says {now}; set the clock (timedatectl set-ntp true)")]
     CertificateNotYetValid {
         /// The server that was tried.
         server: ServerAddr,

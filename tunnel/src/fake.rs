@@ -10,9 +10,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SerialNumber, date_time_ymd,
 };
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -39,33 +38,20 @@ impl Ca {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2090, 1, 1);
         let key = KeyPair::generate().unwrap();
         let cert = params.self_signed(&key).unwrap();
         let pem = pem::encode("CERTIFICATE", cert.der());
-        Ca {
-            issuer: Issuer::new(params, key),
-            pem,
-        }
+        Ca { issuer: Issuer::new(params, key), pem }
     }
 
     /// A certificate for a DER request, the CA behind it, as a server answers.
     pub(crate) fn sign(&self, request: &[u8], name: &str) -> Option<String> {
-        let mut request =
-            CertificateSigningRequestParams::from_der(&request.to_vec().into()).ok()?;
-        request
-            .params
-            .distinguished_name
-            .push(DnType::CommonName, name);
-        request.params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
+        let mut request = CertificateSigningRequestParams::from_der(&request.to_vec().into()).ok()?;
+        request.params.distinguished_name.push(DnType::CommonName, name);
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         request.params.not_before = date_time_ymd(2020, 1, 1);
         request.params.not_after = date_time_ymd(2090, 1, 1);
         let cert = request.signed_by(&self.issuer).unwrap();
@@ -78,10 +64,7 @@ impl Ca {
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.not_before = date_time_ymd(years.0, 1, 1);
         params.not_after = date_time_ymd(years.1, 1, 1);
         let key = KeyPair::generate().unwrap();
@@ -106,10 +89,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, v)| v.as_str())
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 }
 
@@ -134,9 +114,7 @@ pub(crate) fn this_year() -> i32 {
 }
 
 impl Fake {
-    pub(crate) async fn start(
-        script: impl Fn(&Seen) -> Option<(u16, String)> + Send + Sync + 'static,
-    ) -> Fake {
+    pub(crate) async fn start(script: impl Fn(&Seen) -> Option<(u16, String)> + Send + Sync + 'static) -> Fake {
         let ca = Arc::new(Ca::new("k3s-server-ca@1"));
         let leaf = ca.issue("k3s", &["kubernetes", "127.0.0.1"], (2020, 2090));
         Fake::start_with(ca, leaf, script).await
@@ -165,20 +143,12 @@ impl Fake {
                         return;
                     };
                     let certificate = stream.get_ref().1.peer_certificates().is_some();
-                    let service =
-                        service_fn(move |request| answer(request, certificate, state.clone()));
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let service = service_fn(move |request| answer(request, certificate, state.clone()));
+                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
-        Fake {
-            addr,
-            server_ca,
-            seen,
-            task,
-        }
+        Fake { addr, server_ca, seen, task }
     }
 
     pub(crate) fn hash(&self) -> String {
@@ -196,9 +166,7 @@ impl Fake {
 
 /// A listener on loopback and its address.
 pub(crate) async fn listen() -> (TcpListener, ServerAddr) {
-    let listener = TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))
-        .await
-        .unwrap();
+    let listener = TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, ServerAddr::new("127.0.0.1", port))
 }
@@ -206,18 +174,9 @@ pub(crate) async fn listen() -> (TcpListener, ServerAddr) {
 /// TLS as a K3s server does it: a client certificate is asked for and not required.
 pub(crate) fn acceptor(leaf: &tls::KeyPair, client_ca: &Ca) -> TlsAcceptor {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(
-        pem::certificates(client_ca.pem.as_bytes())
-            .into_iter()
-            .map(CertificateDer::from),
-    );
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
-        .allow_unauthenticated()
-        .build()
-        .unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(
-        pem::blocks(&leaf.key_pem).remove(0).der,
-    ));
+    roots.add_parsable_certificates(pem::certificates(client_ca.pem.as_bytes()).into_iter().map(CertificateDer::from));
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider()).allow_unauthenticated().build().unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pem::blocks(&leaf.key_pem).remove(0).der));
     let mut config = ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -236,9 +195,8 @@ async fn answer(
     (server_ca, client_ca, log, script): State,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (parts, body) = request.into_parts();
-    let header = |(n, v): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
-        (n.to_string(), v.to_str().unwrap_or_default().to_owned())
-    };
+    let header =
+        |(n, v): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| (n.to_string(), v.to_str().unwrap_or_default().to_owned());
     let seen = Seen {
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
@@ -247,8 +205,7 @@ async fn answer(
         certificate,
     };
     log.lock().unwrap().push(seen.clone());
-    let (status, text) =
-        script(&seen).unwrap_or_else(|| default_answer(&seen, &server_ca, &client_ca));
+    let (status, text) = script(&seen).unwrap_or_else(|| default_answer(&seen, &server_ca, &client_ca));
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     Ok(response)
@@ -261,25 +218,19 @@ fn default_answer(seen: &Seen, server_ca: &Ca, client_ca: &Ca) -> (u16, String) 
     if seen.header("authorization").is_none() && !seen.certificate {
         return (403, failure(403, "forbidden"));
     }
-    let recorded = |name: &str| {
-        String::from_utf8(crate::testing::Recording::load(name).response_body()).unwrap()
-    };
+    let recorded = |name: &str| String::from_utf8(crate::testing::Recording::load(name).response_body()).unwrap();
     match seen.path.as_str() {
         "/v1-k3s/config" => (200, recorded("config-ok")),
         "/v1-k3s/apiservers" => (200, recorded("apiservers")),
         "/v1-k3s/server-ca.crt" => (200, server_ca.pem.clone()),
         "/v1-k3s/client-ca.crt" => (200, client_ca.pem.clone()),
         "/v1-k3s/serving-kubelet.crt" => (200, server_ca.sign(&seen.body, "node").unwrap()),
-        p if p.ends_with(".crt") && seen.method == "POST" => {
-            (200, client_ca.sign(&seen.body, "node").unwrap())
-        }
+        p if p.ends_with(".crt") && seen.method == "POST" => (200, client_ca.sign(&seen.body, "node").unwrap()),
         _ => (404, failure(404, "not found")),
     }
 }
 
 /// An error body without `apiVersion`, as the supervisor writes it.
 pub(crate) fn failure(code: u16, message: &str) -> String {
-    format!(
-        "{{\"kind\":\"Status\",\"metadata\":{{}},\"status\":\"Failure\",\"message\":\"{message}\",\"reason\":\"X\",\"code\":{code}}}\n"
-    )
+    format!("{{\"kind\":\"Status\",\"metadata\":{{}},\"status\":\"Failure\",\"message\":\"{message}\",\"reason\":\"X\",\"code\":{code}}}\n")
 }

@@ -37,11 +37,7 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&tmp)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tmp)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&tmp, path)?;
@@ -52,11 +48,7 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Makes a directory and its parents with `mode` where they are missing.
 pub(crate) fn dir(path: &Path, mode: u32) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .map_err(error("create", path))
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(error("create", path))
 }
 
 /// Renames a file, `false` when it does not exist.

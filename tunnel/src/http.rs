@@ -35,29 +35,14 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn get(path: &'a str) -> Call<'a> {
-        Call {
-            method: Method::GET,
-            path,
-            headers: Vec::new(),
-            authorization: None,
-            body: Bytes::new(),
-        }
+        Call { method: Method::GET, path, headers: Vec::new(), authorization: None, body: Bytes::new() }
     }
 }
 
 /// Sends one request and reads the whole answer. Any status but 2xx is [`Error::Refused`].
-pub(crate) async fn call(
-    server: &ServerAddr,
-    tls: Arc<ClientConfig>,
-    call: &Call<'_>,
-) -> Result<Bytes> {
-    let late = || Error::Unreachable {
-        server: server.clone(),
-        source: io::Error::from(io::ErrorKind::TimedOut),
-    };
-    let (status, retry_after, body) = timeout(LIMIT, exchange(server, tls, call))
-        .await
-        .map_err(|_| late())??;
+pub(crate) async fn call(server: &ServerAddr, tls: Arc<ClientConfig>, call: &Call<'_>) -> Result<Bytes> {
+    let late = || Error::Unreachable { server: server.clone(), source: io::Error::from(io::ErrorKind::TimedOut) };
+    let (status, retry_after, body) = timeout(LIMIT, exchange(server, tls, call)).await.map_err(|_| late())??;
     if status.is_success() {
         return Ok(body);
     }
@@ -70,28 +55,15 @@ pub(crate) async fn call(
     })
 }
 
-async fn exchange(
-    server: &ServerAddr,
-    tls: Arc<ClientConfig>,
-    call: &Call<'_>,
-) -> Result<(StatusCode, Option<Duration>, Bytes)> {
-    let answer = |reason: String| Error::Answer {
-        server: server.clone(),
-        path: call.path.to_owned(),
-        reason,
-    };
+async fn exchange(server: &ServerAddr, tls: Arc<ClientConfig>, call: &Call<'_>) -> Result<(StatusCode, Option<Duration>, Bytes)> {
+    let answer = |reason: String| Error::Answer { server: server.clone(), path: call.path.to_owned(), reason };
     let stream = tls_connect(server, tls).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| broken(server, e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(server, e))?;
     let mut request = Request::builder()
         .method(call.method.clone())
         .uri(call.path)
         .header(HOST, server.to_string())
-        .header(
-            hyper::header::USER_AGENT,
-            concat!("edge-agent/", env!("CARGO_PKG_VERSION")),
-        )
+        .header(hyper::header::USER_AGENT, concat!("edge-agent/", env!("CARGO_PKG_VERSION")))
         .header(CONNECTION, "close");
     for (name, value) in &call.headers {
         request = request.header(*name, value);
@@ -99,28 +71,13 @@ async fn exchange(
     if let Some(value) = &call.authorization {
         request = request.header(AUTHORIZATION, value);
     }
-    let request = request
-        .body(Full::new(call.body.clone()))
-        .map_err(|e| answer(e.to_string()))?;
+    let request = request.body(Full::new(call.body.clone())).map_err(|e| answer(e.to_string()))?;
     let talk = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| broken(server, e))?;
+        let response = sender.send_request(request).await.map_err(|e| broken(server, e))?;
         let status = response.status();
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|v| v.to_str().ok()?.trim().parse().ok());
-        let body = Limited::new(response.into_body(), MAX_BODY)
-            .collect()
-            .await
-            .map_err(|e| answer(e.to_string()))?;
-        Ok((
-            status,
-            retry_after.map(Duration::from_secs),
-            body.to_bytes(),
-        ))
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|e| answer(e.to_string()))?;
+        Ok((status, retry_after.map(Duration::from_secs), body.to_bytes()))
     };
     // The connection is polled beside the request: no task outlives this call.
     let mut talk = std::pin::pin!(talk);
@@ -137,11 +94,7 @@ fn broken(server: &ServerAddr, error: hyper::Error) -> Error {
     let server = server.clone();
     let alert = tls_alert(&error);
     let source = io::Error::other(error);
-    if alert {
-        Error::Tls { server, source }
-    } else {
-        Error::Unreachable { server, source }
-    }
+    if alert { Error::Tls { server, source } } else { Error::Unreachable { server, source } }
 }
 
 fn tls_alert(error: &hyper::Error) -> bool {

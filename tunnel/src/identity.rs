@@ -50,12 +50,7 @@ pub struct JoinOptions {
     pub node_password_file: PathBuf,
 }
 
-const KINDS: [CertKind; 4] = [
-    CertKind::ServingKubelet,
-    CertKind::ClientKubelet,
-    CertKind::ClientKubeProxy,
-    CertKind::ClientController,
-];
+const KINDS: [CertKind; 4] = [CertKind::ServingKubelet, CertKind::ClientKubelet, CertKind::ClientKubeProxy, CertKind::ClientController];
 
 /// Where everything is.
 struct Layout {
@@ -64,9 +59,7 @@ struct Layout {
 
 impl Layout {
     fn of(data_dir: &Path) -> Layout {
-        Layout {
-            agent: data_dir.join("agent"),
-        }
+        Layout { agent: data_dir.join("agent") }
     }
     fn server_ca(&self) -> PathBuf {
         self.agent.join("server-ca.crt")
@@ -92,10 +85,7 @@ impl Layout {
     }
 
     fn pair(&self, kind: CertKind) -> Result<Option<KeyPair>> {
-        match (
-            files::read(&self.cert(kind))?,
-            files::read(&self.key(kind))?,
-        ) {
+        match (files::read(&self.cert(kind))?, files::read(&self.key(kind))?) {
             (Some(cert_pem), Some(key_pem)) => Ok(Some(KeyPair { cert_pem, key_pem })),
             _ => Ok(None),
         }
@@ -136,23 +126,16 @@ pub async fn join(options: &JoinOptions) -> Result<Identity> {
         }
     }
     // The configured server's error is the one the operator can act on.
-    Err(first.unwrap_or_else(|| Error::NoCredentials {
-        dir: options.data_dir.clone(),
-    }))
+    Err(first.unwrap_or_else(|| Error::NoCredentials { dir: options.data_dir.clone() }))
 }
 
 async fn join_at(server: &ServerAddr, options: &JoinOptions, layout: &Layout) -> Result<Identity> {
     let supervisor = introduce(server, options, layout).await?;
     let config = first_answer(&supervisor, options.token.as_ref()).await?;
-    config
-        .check(&options.node_ips)
-        .map_err(|reason| Error::Config { reason })?;
+    config.check(&options.node_ips).map_err(|reason| Error::Config { reason })?;
     let node = NodeHeaders {
         name: options.node_name.clone(),
-        password: password::load_or_create(
-            &options.node_password_file,
-            Some(&layout.old_password()),
-        )?,
+        password: password::load_or_create(&options.node_password_file, Some(&layout.old_password()))?,
         ips: options.node_ips.clone(),
         password_file: options.node_password_file.clone(),
     };
@@ -162,12 +145,8 @@ async fn join_at(server: &ServerAddr, options: &JoinOptions, layout: &Layout) ->
     }
     // One after the other where the node password is checked: the first request creates it on the server.
     let kubelet = async {
-        let serving = supervisor
-            .certificate(CertKind::ServingKubelet, &key[0], Some(&node))
-            .await?;
-        let client = supervisor
-            .certificate(CertKind::ClientKubelet, &key[1], Some(&node))
-            .await?;
+        let serving = supervisor.certificate(CertKind::ServingKubelet, &key[0], Some(&node)).await?;
+        let client = supervisor.certificate(CertKind::ClientKubelet, &key[1], Some(&node)).await?;
         Ok((serving, client))
     };
     let ((kubelet_serving, kubelet_client), kube_proxy, controller, client_ca, server_ca) = tokio::try_join!(
@@ -177,36 +156,17 @@ async fn join_at(server: &ServerAddr, options: &JoinOptions, layout: &Layout) ->
         supervisor.client_ca(),
         supervisor.server_ca(),
     )?;
-    let identity = Identity {
-        server_ca,
-        client_ca,
-        kubelet_client,
-        kubelet_serving,
-        controller,
-        kube_proxy,
-        config,
-    };
+    let identity = Identity { server_ca, client_ca, kubelet_client, kubelet_serving, controller, kube_proxy, config };
     identity.store(layout)?;
-    files::write(
-        &layout.pin(),
-        format!("{} {}\n", options.server, supervisor.hash()).as_bytes(),
-    )?;
+    files::write(&layout.pin(), format!("{} {}\n", options.server, supervisor.hash()).as_bytes())?;
     Ok(identity)
 }
 
 /// A verified supervisor with the best credentials at hand.
-async fn introduce(
-    server: &ServerAddr,
-    options: &JoinOptions,
-    layout: &Layout,
-) -> Result<Supervisor> {
-    let known = layout
-        .pair(CertKind::ClientKubelet)?
-        .filter(|pair| pair.check("client-kubelet").is_ok());
+async fn introduce(server: &ServerAddr, options: &JoinOptions, layout: &Layout) -> Result<Supervisor> {
+    let known = layout.pair(CertKind::ClientKubelet)?.filter(|pair| pair.check("client-kubelet").is_ok());
     let Some(token) = &options.token else {
-        let missing = || Error::NoCredentials {
-            dir: options.data_dir.clone(),
-        };
+        let missing = || Error::NoCredentials { dir: options.data_dir.clone() };
         let ca = files::read(&layout.server_ca())?.ok_or_else(missing)?;
         return Supervisor::with_ca(server, ca, None, Some(known.ok_or_else(missing)?));
     };
@@ -215,12 +175,7 @@ async fn introduce(
         match pinned(layout, &options.server)? {
             Some(expected) if expected != supervisor.hash() => {
                 let seen = supervisor.hash().to_owned();
-                return Err(Error::CaPinMismatch {
-                    server: server.clone(),
-                    expected,
-                    seen,
-                    file: layout.pin(),
-                });
+                return Err(Error::CaPinMismatch { server: server.clone(), expected, seen, file: layout.pin() });
             }
             Some(_) => {}
             None => {
@@ -238,21 +193,14 @@ async fn introduce(
 fn pinned(layout: &Layout, server: &ServerAddr) -> Result<Option<String>> {
     let content = files::read(&layout.pin())?.unwrap_or_default();
     let text = String::from_utf8_lossy(&content);
-    let found = text
-        .trim()
-        .split_once(' ')
-        .filter(|(name, _)| *name == server.to_string());
+    let found = text.trim().split_once(' ').filter(|(name, _)| *name == server.to_string());
     Ok(found.map(|(_, hash)| hash.to_owned()))
 }
 
 /// The configuration. A bootstrap token works only some seconds after the server's start and until then gets 403
 /// and 401 (k3s-agent.md 1.2), so these count only when they last.
 async fn first_answer(supervisor: &Supervisor, token: Option<&Token>) -> Result<ServerConfig> {
-    let tries = if token.is_some_and(Token::is_bootstrap) {
-        5
-    } else {
-        1
-    };
+    let tries = if token.is_some_and(Token::is_bootstrap) { 5 } else { 1 };
     for _ in 1..tries {
         match supervisor.config().await {
             Err(Error::TokenRejected { .. } | Error::Refused { code: 403, .. }) => {
@@ -268,10 +216,7 @@ async fn first_answer(supervisor: &Supervisor, token: Option<&Token>) -> Result<
 /// caller decides what to do with them.
 pub fn load(data_dir: &Path) -> Result<Option<Identity>> {
     let layout = Layout::of(data_dir);
-    let ca = (
-        files::read(&layout.server_ca())?,
-        files::read(&layout.client_ca())?,
-    );
+    let ca = (files::read(&layout.server_ca())?, files::read(&layout.client_ca())?);
     let mut pairs = Vec::new();
     for kind in KINDS {
         let Some(pair) = layout.pair(kind)? else {
@@ -280,36 +225,18 @@ pub fn load(data_dir: &Path) -> Result<Option<Identity>> {
         pair.check(&layout.cert(kind).display().to_string())?;
         pairs.push(pair);
     }
-    let (pairs, (Some(server_ca), Some(client_ca)), Some(config)) =
-        (pairs, ca, files::read(&layout.config())?)
-    else {
+    let (pairs, (Some(server_ca), Some(client_ca)), Some(config)) = (pairs, ca, files::read(&layout.config())?) else {
         return Ok(None);
     };
-    let config = serde_json::from_slice(&config).map_err(|e| Error::Certificate {
-        what: layout.config().display().to_string(),
-        reason: e.to_string(),
-    })?;
-    let [kubelet_serving, kubelet_client, kube_proxy, controller] =
-        <[KeyPair; 4]>::try_from(pairs).expect("one pair per kind was read");
-    Ok(Some(Identity {
-        server_ca,
-        client_ca,
-        kubelet_client,
-        kubelet_serving,
-        controller,
-        kube_proxy,
-        config,
-    }))
+    let config = serde_json::from_slice(&config)
+        .map_err(|e| Error::Certificate { what: layout.config().display().to_string(), reason: e.to_string() })?;
+    let [kubelet_serving, kubelet_client, kube_proxy, controller] = <[KeyPair; 4]>::try_from(pairs).expect("one pair per kind was read");
+    Ok(Some(Identity { server_ca, client_ca, kubelet_client, kubelet_serving, controller, kube_proxy, config }))
 }
 
 impl Identity {
     fn store(&self, layout: &Layout) -> Result<()> {
-        for (kind, pair) in KINDS.into_iter().zip([
-            &self.kubelet_serving,
-            &self.kubelet_client,
-            &self.kube_proxy,
-            &self.controller,
-        ]) {
+        for (kind, pair) in KINDS.into_iter().zip([&self.kubelet_serving, &self.kubelet_client, &self.kube_proxy, &self.controller]) {
             files::write(&layout.key(kind), &pair.key_pem)?;
             files::write(&layout.cert(kind), &pair.cert_pem)?;
         }
@@ -322,12 +249,7 @@ impl Identity {
     /// When the first of the certificates ends. Join again well before.
     pub fn expires(&self) -> Result<SystemTime> {
         let mut first = None::<SystemTime>;
-        for pair in [
-            &self.kubelet_client,
-            &self.kubelet_serving,
-            &self.controller,
-            &self.kube_proxy,
-        ] {
+        for pair in [&self.kubelet_client, &self.kubelet_serving, &self.controller, &self.kube_proxy] {
             let (_, until) = pair.validity()?;
             first = Some(first.map_or(until, |f| f.min(until)));
         }
@@ -336,24 +258,14 @@ impl Identity {
 
     /// A client of any server of the cluster with the node's certificate and no token.
     pub fn supervisor(&self, server: &ServerAddr) -> Result<Supervisor> {
-        Supervisor::with_ca(
-            server,
-            self.server_ca.clone(),
-            None,
-            Some(self.kubelet_client.clone()),
-        )
+        Supervisor::with_ca(server, self.server_ca.clone(), None, Some(self.kubelet_client.clone()))
     }
 }
 
 /// Node names must be lower-case RFC 1123 subdomains already here: the server lower-cases them in certificates and
 /// accepts the rest unchecked, with trouble later (k3s-agent.md 2.5).
 pub fn check_name(name: &str) -> Result<()> {
-    let err = |reason| {
-        Err(Error::NodeName {
-            name: name.to_owned(),
-            reason,
-        })
-    };
+    let err = |reason| Err(Error::NodeName { name: name.to_owned(), reason });
     let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     if name.is_empty() || name.len() > 253 {
         return err("it must have 1 to 253 characters");
@@ -361,10 +273,7 @@ pub fn check_name(name: &str) -> Result<()> {
     if !name.chars().all(|c| edge(c) || c == '-' || c == '.') {
         return err("only lower-case letters, digits, '-' and '.' are allowed");
     }
-    if !name
-        .split('.')
-        .all(|part| part.starts_with(edge) && part.ends_with(edge))
-    {
+    if !name.split('.').all(|part| part.starts_with(edge) && part.ends_with(edge)) {
         return err("each part must start and end with a letter or digit");
     }
     Ok(())

@@ -7,16 +7,12 @@ use crate::error::{Error, Result};
 use crate::pem;
 
 fn unusable(what: &str, reason: impl std::fmt::Display) -> Error {
-    Error::Certificate {
-        what: what.to_owned(),
-        reason: reason.to_string(),
-    }
+    Error::Certificate { what: what.to_owned(), reason: reason.to_string() }
 }
 
 /// A new key as PEM (`PRIVATE KEY`, PKCS#8).
 pub fn generate() -> Result<Vec<u8>> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|e| unusable("new private key", e))?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| unusable("new private key", e))?;
     Ok(pem::encode("PRIVATE KEY", &key.serialize_der()).into_bytes())
 }
 
@@ -25,9 +21,7 @@ pub fn request(key_pem: &[u8]) -> Result<Vec<u8>> {
     let key = load(key_pem)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    let request = params
-        .serialize_request(&key)
-        .map_err(|e| unusable("certificate request", e))?;
+    let request = params.serialize_request(&key).map_err(|e| unusable("certificate request", e))?;
     Ok(request.der().to_vec())
 }
 
@@ -38,9 +32,7 @@ pub fn is_ours(key_pem: &[u8]) -> bool {
 }
 
 fn load(key_pem: &[u8]) -> Result<KeyPair> {
-    let block = pem::blocks(key_pem)
-        .into_iter()
-        .find(|b| b.label == "PRIVATE KEY");
+    let block = pem::blocks(key_pem).into_iter().find(|b| b.label == "PRIVATE KEY");
     let block = block.ok_or_else(|| unusable("private key", "no PKCS#8 key in it"))?;
     KeyPair::try_from(block.der).map_err(|e| unusable("private key", e))
 }
@@ -59,18 +51,10 @@ mod tests {
         assert!(rest.is_empty());
         let info = &parsed.certification_request_info;
         assert_eq!(info.subject.iter().count(), 0);
-        assert_eq!(
-            info.subject_pki.subject_public_key.data.as_ref(),
-            load(&key).unwrap().public_key_raw()
-        );
+        assert_eq!(info.subject_pki.subject_public_key.data.as_ref(), load(&key).unwrap().public_key_raw());
         // The recorded request of the reference agent is of the same length but for the signature's padding.
         let recorded = crate::testing::Recording::load("cert-serving-kubelet").request_body();
-        assert!(
-            recorded.len().abs_diff(der.len()) < 16,
-            "{} {}",
-            recorded.len(),
-            der.len()
-        );
+        assert!(recorded.len().abs_diff(der.len()) < 16, "{} {}", recorded.len(), der.len());
     }
 
     #[test]

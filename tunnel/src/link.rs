@@ -59,9 +59,7 @@ impl Dial for TcpDial {
         Box::pin(async move {
             let asked = asked.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
             let target = match kubelet {
-                Some(kubelet) if asked.ip().is_loopback() && asked.port() == kubelet.port() => {
-                    kubelet
-                }
+                Some(kubelet) if asked.ip().is_loopback() && asked.port() == kubelet.port() => kubelet,
                 _ => asked,
             };
             let stream = TcpStream::connect(target).await?;
@@ -125,11 +123,7 @@ pub struct LinkOptions {
 /// Keeps one link up until told to stop.
 pub async fn run(opts: LinkOptions) {
     let mut stop = opts.stop.clone();
-    let mut backoff = Backoff::new(
-        Duration::from_secs(1),
-        Duration::from_secs(10),
-        Duration::from_secs(30),
-    );
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30));
     let mut last = String::new();
     loop {
         opts.state.send_replace(LinkState::Connecting);
@@ -152,8 +146,7 @@ pub async fn run(opts: LinkOptions) {
             tracing::warn!(server = %opts.server, error, retry_in = ?retry_in, "tunnel link down");
         }
         last.clone_from(&error);
-        opts.state
-            .send_replace(LinkState::Waiting { error, retry_in });
+        opts.state.send_replace(LinkState::Waiting { error, retry_in });
         tokio::select! {
             () = sleep(retry_in) => {}
             () = stopped(&mut stop) => break,
@@ -189,13 +182,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 async fn attempt(opts: &LinkOptions) -> Result<()> {
     let config = opts.tls.borrow().clone();
-    let late = || Error::Unreachable {
-        server: opts.server.clone(),
-        source: io::Error::from(io::ErrorKind::TimedOut),
-    };
-    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, config))
-        .await
-        .map_err(|_| late())??;
+    let late = || Error::Unreachable { server: opts.server.clone(), source: io::Error::from(io::ErrorKind::TimedOut) };
+    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, config)).await.map_err(|_| late())??;
     tracing::info!("tunnel link up");
     // Requests only come to the server's end.
     let (_, requests) = mpsc::channel(1);
@@ -213,56 +201,31 @@ async fn attempt(opts: &LinkOptions) -> Result<()> {
 
 /// One WebSocket to `server`, with the identity in `config` and no `Authorization`: a token would win over the
 /// certificate and give 403 (k3s-agent.md 4.2).
-async fn connect(
-    server: &ServerAddr,
-    config: Arc<ClientConfig>,
-) -> Result<WebSocketStream<TlsStream<TcpStream>>> {
+async fn connect(server: &ServerAddr, config: Arc<ClientConfig>) -> Result<WebSocketStream<TlsStream<TcpStream>>> {
     let stream = tls_connect(server, config).await?;
     let uri = format!("wss://{server}{CONNECT_PATH}");
     match client_async_with_config(uri, stream, Some(web_socket_config())).await {
         Ok((socket, _)) => Ok(socket),
         Err(WsError::Http(response)) => {
             let code = response.status().as_u16();
-            let message = response
-                .body()
-                .as_deref()
-                .map_or_else(|| "tunnel refused".to_owned(), status::message);
-            Err(Error::Refused {
-                server: server.clone(),
-                path: CONNECT_PATH.to_owned(),
-                code,
-                message,
-                retry_after: None,
-            })
+            let message = response.body().as_deref().map_or_else(|| "tunnel refused".to_owned(), status::message);
+            Err(Error::Refused { server: server.clone(), path: CONNECT_PATH.to_owned(), code, message, retry_after: None })
         }
         Err(WsError::Io(error)) => Err(tls::connect_error(server, error)),
-        Err(other) => Err(Error::Answer {
-            server: server.clone(),
-            path: CONNECT_PATH.to_owned(),
-            reason: other.to_string(),
-        }),
+        Err(other) => Err(Error::Answer { server: server.clone(), path: CONNECT_PATH.to_owned(), reason: other.to_string() }),
     }
 }
 
 /// TCP and TLS for HTTP/1.1 whatever ALPN list `config` has for other uses.
-pub(crate) async fn tls_connect(
-    server: &ServerAddr,
-    config: Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>> {
+pub(crate) async fn tls_connect(server: &ServerAddr, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
     let mut config = config;
     if config.alpn_protocols != [b"http/1.1".to_vec()] {
         Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
     }
     let name = tls::server_name(server)?;
-    let unreachable = |source| Error::Unreachable {
-        server: server.clone(),
-        source,
-    };
+    let unreachable = |source| Error::Unreachable { server: server.clone(), source };
     let tcp = dial::connect(server).await.map_err(unreachable)?;
-    TlsConnector::from(config)
-        .connect(name, tcp)
-        .await
-        .map_err(|e| tls::connect_error(server, e))
+    TlsConnector::from(config).connect(name, tcp).await.map_err(|e| tls::connect_error(server, e))
 }
 
 /// Everything the links to all servers share.

@@ -12,9 +12,7 @@ use tokio_rustls::server::TlsStream as ServerTls;
 const LIMIT: Duration = Duration::from_secs(30);
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(LIMIT, future)
-        .await
-        .unwrap_or_else(|_| panic!("{what} did not happen"))
+    timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
 }
 
 /// One cluster: its authorities and the node's certificate.
@@ -29,12 +27,8 @@ impl Cluster {
         let leaf = server_ca.issue("k3s", &["127.0.0.1"], (2020, 2090));
         let node = client_ca.issue("system:node:wire1", &[], (2020, 2090));
         // With the ALPN list of an API client: the link must ask for HTTP/1.1 all the same.
-        let config =
-            crate::tls::client_config(server_ca.pem.as_bytes(), Some(&node), &["h2"]).unwrap();
-        Cluster {
-            acceptor: acceptor(&leaf, &client_ca),
-            tls: watch::channel(config).0,
-        }
+        let config = crate::tls::client_config(server_ca.pem.as_bytes(), Some(&node), &["h2"]).unwrap();
+        Cluster { acceptor: acceptor(&leaf, &client_ca), tls: watch::channel(config).0 }
     }
 }
 
@@ -42,19 +36,13 @@ impl Cluster {
 async fn upgrade(listener: &TcpListener, acceptor: &TlsAcceptor) -> (String, ServerTls<TcpStream>) {
     let (tcp, _) = listener.accept().await.unwrap();
     let mut stream = acceptor.accept(tcp).await.unwrap();
-    assert!(
-        stream.get_ref().1.peer_certificates().is_some(),
-        "shows the node's certificate"
-    );
+    assert!(stream.get_ref().1.peer_certificates().is_some(), "shows the node's certificate");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
-    let key = head.lines().find_map(|l| {
-        l.strip_prefix("Sec-WebSocket-Key: ")
-            .or(l.strip_prefix("sec-websocket-key: "))
-    });
+    let key = head.lines().find_map(|l| l.strip_prefix("Sec-WebSocket-Key: ").or(l.strip_prefix("sec-websocket-key: ")));
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
         accept_key(key.expect("a key"))
@@ -88,11 +76,7 @@ fn start(cluster: &Cluster, server: &ServerAddr, allow: Allow, timing: Timing) -
         local: runtime::Handle::current(),
         timing,
     }));
-    Running {
-        state: states,
-        stop,
-        task,
-    }
+    Running { state: states, stop, task }
 }
 
 /// A TCP server that sends back what it gets, and its port.
@@ -113,9 +97,7 @@ async fn echo() -> u16 {
 }
 
 async fn open(session: &ServerSession, port: u16) -> TunnelStream {
-    soon("open", session.open(&format!("tcp/127.0.0.1:{port}")))
-        .await
-        .unwrap()
+    soon("open", session.open(&format!("tcp/127.0.0.1:{port}"))).await.unwrap()
 }
 
 /// Sends `size` bytes and reads them back.
@@ -124,10 +106,7 @@ async fn round_trip(stream: &mut TunnelStream, size: usize) {
     let mut got = vec![0; size];
     let (mut r, mut w) = tokio::io::split(stream);
     let write = async { w.write_all(&sent).await };
-    let (written, read) = soon("round trip", async {
-        tokio::join!(write, r.read_exact(&mut got))
-    })
-    .await;
+    let (written, read) = soon("round trip", async { tokio::join!(write, r.read_exact(&mut got)) }).await;
     written.unwrap();
     read.unwrap();
     assert!(got == sent);
@@ -146,18 +125,11 @@ async fn connections_go_through_the_tunnel_and_fail_alone() {
     let port = echo().await;
     let mut link = start(&cluster, &server, Allow::kubelet(port), Timing::default());
     let (head, stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
-    assert!(
-        head.starts_with("GET /v1-k3s/connect HTTP/1.1\r\n"),
-        "{head}"
-    );
-    assert!(
-        !head.to_ascii_lowercase().contains("authorization"),
-        "{head}"
-    );
+    assert!(head.starts_with("GET /v1-k3s/connect HTTP/1.1\r\n"), "{head}");
+    assert!(!head.to_ascii_lowercase().contains("authorization"), "{head}");
     assert!(head.contains(&server.to_string()), "{head}");
     let session = serve(stream, Timing::server());
-    link.wait_for("connected", |s| *s == LinkState::Connected)
-        .await;
+    link.wait_for("connected", |s| *s == LinkState::Connected).await;
 
     let mut first = open(&session, port).await;
     round_trip(&mut first, 5).await;
@@ -166,18 +138,13 @@ async fn connections_go_through_the_tunnel_and_fail_alone() {
     ends(&mut forbidden).await;
     let (gone, dead) = listen().await;
     drop(gone);
-    let mut refused = session
-        .open(&format!("tcp/127.0.0.1:{}", dead.port))
-        .await
-        .unwrap();
+    let mut refused = session.open(&format!("tcp/127.0.0.1:{}", dead.port)).await.unwrap();
     ends(&mut refused).await;
     round_trip(&mut first, 3_000_000).await;
     let mut many = Vec::new();
     for _ in 0..20 {
         let mut stream = open(&session, port).await;
-        many.push(tokio::spawn(async move {
-            round_trip(&mut stream, 200_000).await
-        }));
+        many.push(tokio::spawn(async move { round_trip(&mut stream, 200_000).await }));
     }
     for task in many {
         soon("many", task).await.unwrap();
@@ -208,10 +175,7 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
         }
     });
     let port = echo().await;
-    let rules = crate::allow::Rules {
-        kubelet_port: port,
-        ..Default::default()
-    };
+    let rules = crate::allow::Rules { kubelet_port: port, ..Default::default() };
     let both = crate::allow::Rules {
         mode: crate::allow::EgressMode::Cluster,
         node_ips: vec![],
@@ -259,14 +223,8 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
     .await;
     assert!(last < SIZE, "all {last} bytes went somewhere");
     let mut got = Vec::new();
-    soon("everything arrives", stalled.read_to_end(&mut got))
-        .await
-        .unwrap();
-    assert!(
-        got.len() == SIZE && got.iter().all(|b| *b == 7),
-        "{}",
-        got.len()
-    );
+    soon("everything arrives", stalled.read_to_end(&mut got)).await.unwrap();
+    assert!(got.len() == SIZE && got.iter().all(|b| *b == 7), "{}", got.len());
     source_task.await.unwrap();
 }
 
@@ -276,12 +234,7 @@ async fn a_local_side_that_stalls_holds_up_the_server_and_loses_nothing() {
     let cluster = Cluster::new();
     let (listener, server) = listen().await;
     let (local, addr) = listen().await;
-    let mut link = start(
-        &cluster,
-        &server,
-        Allow::kubelet(addr.port),
-        Timing::default(),
-    );
+    let mut link = start(&cluster, &server, Allow::kubelet(addr.port), Timing::default());
     let (_, stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
     let session = serve(stream, Timing::server());
     let mut upload = open(&session, addr.port).await;
@@ -295,9 +248,7 @@ async fn a_local_side_that_stalls_holds_up_the_server_and_loses_nothing() {
         assert!(sent < SIZE, "everything went somewhere");
     }
     let mut got = vec![0; sent];
-    soon("everything arrives", tcp.read_exact(&mut got))
-        .await
-        .unwrap();
+    soon("everything arrives", tcp.read_exact(&mut got)).await.unwrap();
     assert!(got.iter().all(|b| *b == 9));
     assert_eq!(link.state.borrow_and_update().clone(), LinkState::Connected);
 }
@@ -309,15 +260,10 @@ async fn a_link_comes_back_after_its_server_went_away() {
     let port = echo().await;
     let mut link = start(&cluster, &server, Allow::kubelet(port), Timing::default());
     let (_, stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
-    link.wait_for("connected", |s| *s == LinkState::Connected)
-        .await;
+    link.wait_for("connected", |s| *s == LinkState::Connected).await;
     drop(stream);
-    let waiting = link
-        .wait_for("waiting", |s| matches!(s, LinkState::Waiting { .. }))
-        .await;
-    let LinkState::Waiting { retry_in, error } = &waiting else {
-        panic!()
-    };
+    let waiting = link.wait_for("waiting", |s| matches!(s, LinkState::Waiting { .. })).await;
+    let LinkState::Waiting { retry_in, error } = &waiting else { panic!() };
     assert_eq!(error, "tunnel closed by the peer");
     assert!(*retry_in <= Duration::from_secs(1) && waiting.health() == Some(false));
     let (_, stream) = soon("second upgrade", upgrade(&listener, &cluster.acceptor)).await;
@@ -327,8 +273,7 @@ async fn a_link_comes_back_after_its_server_went_away() {
     // The server's end can close too, and connections end with it.
     session.close();
     ends(&mut stream).await;
-    link.wait_for("waiting again", |s| matches!(s, LinkState::Waiting { .. }))
-        .await;
+    link.wait_for("waiting again", |s| matches!(s, LinkState::Waiting { .. })).await;
 }
 
 #[tokio::test]
@@ -348,9 +293,7 @@ async fn a_server_that_forgot_the_session_but_not_the_socket_is_found_out() {
     assert!(soon("a ping", stream.read(&mut sink)).await.unwrap() > 0);
     assert_eq!(sink[0], 0x89, "a ping frame");
     assert_eq!(sink[1], 0x80, "masked, empty");
-    let waiting = link
-        .wait_for("dead", |s| matches!(s, LinkState::Waiting { .. }))
-        .await;
+    let waiting = link.wait_for("dead", |s| matches!(s, LinkState::Waiting { .. })).await;
     assert!(format!("{waiting:?}").contains("no pong"), "{waiting:?}");
 }
 
@@ -362,13 +305,8 @@ async fn protocol_breaches_and_refusals_say_what_happened() {
     let (_, mut stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
     // An unmasked text frame "hi".
     stream.write_all(&[0x81, 2, b'h', b'i']).await.unwrap();
-    let waiting = link
-        .wait_for("broken", |s| matches!(s, LinkState::Waiting { .. }))
-        .await;
-    assert!(
-        format!("{waiting:?}").contains("text message"),
-        "{waiting:?}"
-    );
+    let waiting = link.wait_for("broken", |s| matches!(s, LinkState::Waiting { .. })).await;
+    assert!(format!("{waiting:?}").contains("text message"), "{waiting:?}");
 
     let (tcp, _) = soon("retry", listener.accept()).await.unwrap();
     let mut stream = cluster.acceptor.accept(tcp).await.unwrap();
@@ -377,14 +315,10 @@ async fn protocol_breaches_and_refusals_say_what_happened() {
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
-    let answer = format!(
-        "HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
+    let answer = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     stream.write_all(answer.as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
-    let refused =
-        |s: &LinkState| matches!(s, LinkState::Waiting { error, .. } if error.contains("403"));
+    let refused = |s: &LinkState| matches!(s, LinkState::Waiting { error, .. } if error.contains("403"));
     let waiting = link.wait_for("refused", refused).await;
     assert!(format!("{waiting:?}").contains("forbidden"), "{waiting:?}");
     link.stop.send(true).unwrap();
@@ -398,10 +332,7 @@ async fn a_link_that_cannot_connect_stops_at_once_when_told() {
     let (_listener, server) = listen().await;
     let link = start(&cluster, &server, Allow::kubelet(1), Timing::default());
     link.stop.send(true).unwrap();
-    timeout(Duration::from_secs(5), link.task)
-        .await
-        .expect("within the connect limit")
-        .unwrap();
+    timeout(Duration::from_secs(5), link.task).await.expect("within the connect limit").unwrap();
 }
 
 #[tokio::test]
@@ -425,30 +356,19 @@ async fn links_follow_the_list_of_servers() {
     servers.send(vec![addr_a.clone()]).unwrap();
     let (_, stream) = soon("link to a", upgrade(&a, &cluster.acceptor)).await;
     let session_a = serve(stream, Timing::server());
-    let up = |addr: ServerAddr| {
-        move |all: &BTreeMap<ServerAddr, LinkState>| all.get(&addr) == Some(&LinkState::Connected)
-    };
-    soon("a is up", seen.wait_for(up(addr_a.clone())))
-        .await
-        .unwrap();
+    let up = |addr: ServerAddr| move |all: &BTreeMap<ServerAddr, LinkState>| all.get(&addr) == Some(&LinkState::Connected);
+    soon("a is up", seen.wait_for(up(addr_a.clone()))).await.unwrap();
     // An empty list is no list; a short-lived one is never acted upon.
     servers.send(vec![]).unwrap();
     servers.send(vec![addr_b.clone()]).unwrap();
     servers.send(vec![addr_a.clone(), addr_b.clone()]).unwrap();
     let (_, stream) = soon("link to b", upgrade(&b, &cluster.acceptor)).await;
     let session_b = serve(stream, Timing::server());
-    soon("b is up", seen.wait_for(up(addr_b.clone())))
-        .await
-        .unwrap();
+    soon("b is up", seen.wait_for(up(addr_b.clone()))).await.unwrap();
     assert!(!session_a.is_ended());
     servers.send(vec![addr_b.clone()]).unwrap();
     soon("a is closed", session_a.ended()).await;
-    soon(
-        "a is forgotten",
-        seen.wait_for(|all| !all.contains_key(&addr_a)),
-    )
-    .await
-    .unwrap();
+    soon("a is forgotten", seen.wait_for(|all| !all.contains_key(&addr_a))).await.unwrap();
     assert!(!session_b.is_ended());
     // Without anybody to change the list the links go on, until stopped.
     drop(servers);
@@ -461,16 +381,11 @@ async fn links_follow_the_list_of_servers() {
 #[test]
 fn dials_to_the_kubelet_s_port_lead_to_where_it_listens() {
     let log = Mutex::new(Vec::new());
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (listener, addr) = listen().await;
         let kubelet = SocketAddr::new(addr.ip().unwrap(), addr.port);
-        let dial = TcpDial {
-            kubelet: Some(kubelet),
-        };
+        let dial = TcpDial { kubelet: Some(kubelet) };
         let stream = dial.dial(&format!("[::1]:{}", addr.port)).await.unwrap();
         listener.accept().await.unwrap();
         log.lock().unwrap().push(stream.peer_addr().unwrap());

@@ -131,10 +131,7 @@ impl Message {
                 let (network, address) = text.split_once('/').ok_or(Malformed::Address)?;
                 Message::Connect(conn, network.to_owned(), address.to_owned())
             }
-            3 => Message::Error(
-                conn,
-                String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_ERROR)]).into_owned(),
-            ),
+            3 => Message::Error(conn, String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_ERROR)]).into_owned()),
             6 => Message::Pause(conn),
             7 => Message::Resume(conn),
             8 => {
@@ -143,9 +140,7 @@ impl Message {
                     return Err(Malformed::List);
                 }
                 let number = |c: &[u8]| c.iter().rev().fold(0i64, |n, b| (n << 8) | i64::from(*b));
-                Message::SyncConnections(
-                    numbers.chunks_exact(8).map(|c| ConnId(number(c))).collect(),
-                )
+                Message::SyncConnections(numbers.chunks_exact(8).map(|c| ConnId(number(c))).collect())
             }
             other => Message::Other(other),
         };
@@ -159,9 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn hex(text: &str) -> Bytes {
-        text.split_whitespace()
-            .map(|b| u8::from_str_radix(b, 16).unwrap())
-            .collect()
+        text.split_whitespace().map(|b| u8::from_str_radix(b, 16).unwrap()).collect()
     }
 
     #[test]
@@ -173,19 +166,11 @@ mod tests {
                 Message::Connect(c2, "tcp".into(), "127.0.0.1:10250".into()),
                 "02 04 04 b0 ea 01 74 63 70 2f 31 32 37 2e 30 2e 30 2e 31 3a 31 30 32 35 30",
             ),
-            (
-                300,
-                Message::Data(c2, Bytes::from_static(b"hi")),
-                "d8 04 04 02 b0 ea 01 68 69",
-            ),
+            (300, Message::Data(c2, Bytes::from_static(b"hi")), "d8 04 04 02 b0 ea 01 68 69"),
             (5, Message::Error(c2, "EOF".into()), "0a 04 06 45 4f 46"),
             (6, Message::Pause(c2), "0c 04 0c"),
             (7, Message::Resume(c2), "0e 04 0e"),
-            (
-                8,
-                Message::SyncConnections(vec![c2, ConnId(5)]),
-                "10 00 10 02 00 00 00 00 00 00 00 05 00 00 00 00 00 00 00",
-            ),
+            (8, Message::SyncConnections(vec![c2, ConnId(5)]), "10 00 10 02 00 00 00 00 00 00 00 05 00 00 00 00 00 00 00"),
             (9, Message::SyncConnections(vec![]), "12 00 10"),
         ];
         for (id, message, text) in rows {
@@ -220,26 +205,15 @@ mod tests {
 
     #[test]
     fn unknown_types_and_peering_are_only_recognised() {
-        assert_eq!(
-            Message::decode(hex("02 00 08 66 6f 6f")),
-            Ok((1, Message::Other(4)))
-        );
-        assert_eq!(
-            Message::decode(hex("02 00 9a 01 78")),
-            Ok((1, Message::Other(77)))
-        );
+        assert_eq!(Message::decode(hex("02 00 08 66 6f 6f")), Ok((1, Message::Other(4))));
+        assert_eq!(Message::decode(hex("02 00 9a 01 78")), Ok((1, Message::Other(77))));
     }
 
     fn messages() -> impl Strategy<Value = Message> {
         let conn = any::<i64>().prop_map(ConnId);
         prop_oneof![
-            (
-                conn.clone(),
-                proptest::collection::vec(any::<u8>(), 0..2000)
-            )
-                .prop_map(|(c, d)| Message::Data(c, d.into())),
-            (conn.clone(), "[a-z0-9]{0,10}", "[ -~]{0,200}")
-                .prop_map(|(c, n, a)| Message::Connect(c, n, a)),
+            (conn.clone(), proptest::collection::vec(any::<u8>(), 0..2000)).prop_map(|(c, d)| Message::Data(c, d.into())),
+            (conn.clone(), "[a-z0-9]{0,10}", "[ -~]{0,200}").prop_map(|(c, n, a)| Message::Connect(c, n, a)),
             (conn.clone(), "[ -~]{0,100}").prop_map(|(c, t)| Message::Error(c, t)),
             conn.clone().prop_map(Message::Pause),
             conn.clone().prop_map(Message::Resume),

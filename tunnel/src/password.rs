@@ -25,10 +25,7 @@ pub fn load_or_create(file: &Path, old: Option<&Path>) -> Result<String> {
     }
     let mut bytes = [0u8; 16];
     let random = SystemRandom::new().fill(&mut bytes);
-    random.map_err(|_| Error::Certificate {
-        what: "node password".into(),
-        reason: "no random numbers from the system".into(),
-    })?;
+    random.map_err(|_| Error::Certificate { what: "node password".into(), reason: "no random numbers from the system".into() })?;
     let password = hex(&bytes);
     files::write(file, format!("{password}\n").as_bytes())?;
     Ok(password)
@@ -52,10 +49,7 @@ mod tests {
         let first = load_or_create(&file, None).unwrap();
         assert_eq!(first.len(), 32);
         assert!(first.bytes().all(|b| b.is_ascii_hexdigit()));
-        assert_eq!(
-            std::fs::read_to_string(&file).unwrap(),
-            format!("{first}\n")
-        );
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{first}\n"));
         assert_eq!(load_or_create(&file, None).unwrap(), first);
         std::fs::write(&file, "  given \n").unwrap();
         assert_eq!(load_or_create(&file, None).unwrap(), "given");
@@ -66,10 +60,7 @@ mod tests {
     #[test]
     fn a_password_of_an_old_version_is_moved() {
         let root = tempfile::tempdir().unwrap();
-        let (file, old) = (
-            root.path().join("node/password"),
-            root.path().join("node-password.txt"),
-        );
+        let (file, old) = (root.path().join("node/password"), root.path().join("node-password.txt"));
         std::fs::write(&old, "older\n").unwrap();
         assert_eq!(load_or_create(&file, Some(&old)).unwrap(), "older");
         assert!(!old.exists());

@@ -4,10 +4,8 @@
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
-    &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+const LENIENT: GeneralPurpose =
+    GeneralPurpose::new(&base64::alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
 /// One `-----BEGIN …-----` block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +39,7 @@ pub fn blocks(text: &[u8]) -> Vec<Block> {
     let mut open: Option<(String, Vec<&str>)> = None;
     for line in text.lines() {
         let trimmed = line.trim_end();
-        if let Some(label) = trimmed
-            .strip_prefix("-----BEGIN ")
-            .and_then(|l| l.strip_suffix("-----"))
-        {
+        if let Some(label) = trimmed.strip_prefix("-----BEGIN ").and_then(|l| l.strip_suffix("-----")) {
             open = Some((label.to_owned(), vec![line]));
             continue;
         }
@@ -52,9 +47,7 @@ pub fn blocks(text: &[u8]) -> Vec<Block> {
             continue;
         };
         lines.push(line);
-        let end = trimmed
-            .strip_prefix("-----END ")
-            .and_then(|l| l.strip_suffix("-----"));
+        let end = trimmed.strip_prefix("-----END ").and_then(|l| l.strip_suffix("-----"));
         match end {
             None => open = Some((label, lines)),
             Some(end) if end == label => found.extend(finish(label, &lines)),
@@ -67,34 +60,18 @@ pub fn blocks(text: &[u8]) -> Vec<Block> {
 fn finish(label: String, lines: &[&str]) -> Option<Block> {
     let inner = &lines[1..lines.len() - 1];
     let headers = inner.iter().any(|l| l.contains(':'));
-    let start = if headers {
-        inner
-            .iter()
-            .position(|l| l.trim().is_empty())
-            .map(|at| at + 1)?
-    } else {
-        0
-    };
+    let start = if headers { inner.iter().position(|l| l.trim().is_empty()).map(|at| at + 1)? } else { 0 };
     let mut body = String::new();
     for line in &inner[start..] {
         body.push_str(line.trim());
     }
     let der = LENIENT.decode(body).ok()?;
-    Some(Block {
-        label,
-        text: lines.join("\n") + "\n",
-        der,
-        headers,
-    })
+    Some(Block { label, text: lines.join("\n") + "\n", der, headers })
 }
 
 /// DER of every certificate in the text, in order.
 pub fn certificates(text: &[u8]) -> Vec<Vec<u8>> {
-    blocks(text)
-        .into_iter()
-        .filter(Block::is_certificate)
-        .map(|b| b.der)
-        .collect()
+    blocks(text).into_iter().filter(Block::is_certificate).map(|b| b.der).collect()
 }
 
 /// A block as text, 64 characters a line.
@@ -120,9 +97,7 @@ mod tests {
     fn blocks_keep_their_order_and_type() {
         let cert = encode("CERTIFICATE", &[1; 70]);
         let key = encode("EC PRIVATE KEY", &[2; 5]);
-        let text = format!(
-            "noise\n{cert}between\r\n{key}-----BEGIN X-----\nAAAA\n-----END Y-----\n-----BEGIN OPEN-----\nAA"
-        );
+        let text = format!("noise\n{cert}between\r\n{key}-----BEGIN X-----\nAAAA\n-----END Y-----\n-----BEGIN OPEN-----\nAA");
         let found = blocks(text.as_bytes());
         assert_eq!(found.len(), 2);
         assert!(found[0].is_certificate() && found[0].der == [1; 70] && found[0].text == cert);

@@ -54,22 +54,13 @@ where
         stop: stopped,
     };
     tokio::spawn(async move {
-        let socket = WebSocketStream::from_raw_socket(
-            stream,
-            WebSocketRole::Server,
-            Some(web_socket_config()),
-        )
-        .await;
+        let socket = WebSocketStream::from_raw_socket(stream, WebSocketRole::Server, Some(web_socket_config())).await;
         if let Err(error) = driver.run(socket).await {
             tracing::debug!(%error, "tunnel session ended");
         }
         let _ = end.send(true);
     });
-    ServerSession {
-        requests,
-        ended,
-        stop: std::sync::Arc::new(stop),
-    }
+    ServerSession { requests, ended, stop: std::sync::Arc::new(stop) }
 }
 
 impl ServerSession {
@@ -78,21 +69,11 @@ impl ServerSession {
     /// The protocol has no acknowledgement: an address the node refuses or cannot reach shows as end of stream.
     /// Errors when the session has ended or has too many connections.
     pub async fn open(&self, target: &str) -> io::Result<TunnelStream> {
-        let invalid = || {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "tunnel target is not network/address",
-            )
-        };
+        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "tunnel target is not network/address");
         let (network, address) = target.split_once('/').ok_or_else(invalid)?;
         let (ours, theirs) = tokio::io::duplex(PIPE);
         let (done, opened) = oneshot::channel();
-        let request = OpenRequest {
-            network: network.to_owned(),
-            address: address.to_owned(),
-            pipe: theirs,
-            done,
-        };
+        let request = OpenRequest { network: network.to_owned(), address: address.to_owned(), pipe: theirs, done };
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "tunnel session has ended");
         self.requests.send(request).await.map_err(|_| gone())?;
         match opened.await {
@@ -120,21 +101,13 @@ impl ServerSession {
 }
 
 impl AsyncRead for TunnelStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for TunnelStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 

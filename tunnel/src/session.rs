@@ -53,10 +53,7 @@ impl Default for Timing {
 impl Timing {
     /// What a K3s server uses: it waits 60 s for a sign of life.
     pub fn server() -> Timing {
-        Timing {
-            dead_after: Duration::from_secs(60),
-            ..Timing::default()
-        }
+        Timing { dead_after: Duration::from_secs(60), ..Timing::default() }
     }
 }
 
@@ -76,12 +73,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            pause_above: 2 << 20,
-            resume_below: 256 << 10,
-            capacity: 16 << 20,
-            connections: 1024,
-        }
+        Limits { pause_above: 2 << 20, resume_below: 256 << 10, capacity: 16 << 20, connections: 1024 }
     }
 }
 
@@ -149,13 +141,9 @@ impl Session {
 
     /// A binary WebSocket message arrived. An error ends the session.
     pub fn receive(&mut self, now: Instant, bytes: Bytes, out: &mut Vec<Action>) -> Result<()> {
-        let (_, message) = Message::decode(bytes).map_err(|e| Error::Protocol {
-            reason: e.to_string(),
-        })?;
+        let (_, message) = Message::decode(bytes).map_err(|e| Error::Protocol { reason: e.to_string() })?;
         match message {
-            Message::Connect(conn, network, address) => {
-                self.connect(now, conn, network, address, out)?
-            }
+            Message::Connect(conn, network, address) => self.connect(now, conn, network, address, out)?,
             Message::Data(conn, data) => self.data(conn, data, out),
             Message::Error(conn, reason) => {
                 if self.conns.remove(&conn).is_some() {
@@ -181,29 +169,15 @@ impl Session {
         self.heard = now;
     }
 
-    fn connect(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        network: String,
-        address: String,
-        out: &mut Vec<Action>,
-    ) -> Result<()> {
+    fn connect(&mut self, now: Instant, conn: ConnId, network: String, address: String, out: &mut Vec<Action>) -> Result<()> {
         if self.role == Role::Server {
-            return Err(Error::Protocol {
-                reason: "connect from the client".to_owned(),
-            });
+            return Err(Error::Protocol { reason: "connect from the client".to_owned() });
         }
         if self.conns.contains_key(&conn) {
-            return Err(Error::Protocol {
-                reason: format!("connection {} opened twice", conn.0),
-            });
+            return Err(Error::Protocol { reason: format!("connection {} opened twice", conn.0) });
         }
         if self.conns.len() >= self.limits.connections {
-            out.push(Action::Send(Message::Error(
-                conn,
-                "too many connections".to_owned(),
-            )));
+            out.push(Action::Send(Message::Error(conn, "too many connections".to_owned())));
             return Ok(());
         }
         self.register(now, conn);
@@ -214,23 +188,12 @@ impl Session {
     fn register(&mut self, now: Instant, conn: ConnId) {
         self.told_empty = false;
         self.ping_due = self.ping_due.min(now + self.timing.ping_every);
-        self.conns.insert(
-            conn,
-            Conn {
-                opened: now,
-                unread: 0,
-                pausing_peer: false,
-                paused_by_peer: false,
-            },
-        );
+        self.conns.insert(conn, Conn { opened: now, unread: 0, pausing_peer: false, paused_by_peer: false });
     }
 
     fn data(&mut self, conn: ConnId, data: Bytes, out: &mut Vec<Action>) {
         let Some(state) = self.conns.get_mut(&conn) else {
-            out.push(Action::Send(Message::Error(
-                conn,
-                format!("connection not found {}", conn.0),
-            )));
+            out.push(Action::Send(Message::Error(conn, format!("connection not found {}", conn.0))));
             return;
         };
         state.unread += data.len();
@@ -262,12 +225,7 @@ impl Session {
     /// Closes, without sending Error, every connection the client does not list.
     fn sync(&mut self, now: Instant, known: &[ConnId], out: &mut Vec<Action>) {
         let settled = |c: &Conn| now.saturating_duration_since(c.opened) >= SYNC_GRACE;
-        let gone: Vec<ConnId> = self
-            .conns
-            .iter()
-            .filter(|(id, c)| !known.contains(id) && settled(c))
-            .map(|(id, _)| *id)
-            .collect();
+        let gone: Vec<ConnId> = self.conns.iter().filter(|(id, c)| !known.contains(id) && settled(c)).map(|(id, _)| *id).collect();
         for conn in gone {
             self.conns.remove(&conn);
             out.push(Action::Finish(conn, EOF.to_owned()));
@@ -276,24 +234,14 @@ impl Session {
 
     /// Opens a connection to `network`/`address` behind the peer; only a server does. There is no answer: data may
     /// follow at once.
-    pub fn open(
-        &mut self,
-        now: Instant,
-        network: &str,
-        address: &str,
-        out: &mut Vec<Action>,
-    ) -> Option<ConnId> {
+    pub fn open(&mut self, now: Instant, network: &str, address: &str, out: &mut Vec<Action>) -> Option<ConnId> {
         if self.role == Role::Client || self.conns.len() >= self.limits.connections {
             return None;
         }
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
         self.register(now, conn);
-        out.push(Action::Send(Message::Connect(
-            conn,
-            network.to_owned(),
-            address.to_owned(),
-        )));
+        out.push(Action::Send(Message::Connect(conn, network.to_owned(), address.to_owned())));
         Some(conn)
     }
 
@@ -328,11 +276,7 @@ impl Session {
     }
 
     fn ping_every(&self) -> Duration {
-        if self.conns.is_empty() {
-            self.timing.idle_ping_every
-        } else {
-            self.timing.ping_every
-        }
+        if self.conns.is_empty() { self.timing.idle_ping_every } else { self.timing.ping_every }
     }
 
     fn dead_after(&self) -> Duration {
@@ -351,9 +295,7 @@ impl Session {
     /// Time passed. An error ends the session: the peer was silent for too long.
     pub fn tick(&mut self, now: Instant, out: &mut Vec<Action>) -> Result<()> {
         if now.saturating_duration_since(self.heard) >= self.dead_after() {
-            return Err(Error::Silent {
-                after: self.dead_after(),
-            });
+            return Err(Error::Silent { after: self.dead_after() });
         }
         if self.role == Role::Server {
             return Ok(());

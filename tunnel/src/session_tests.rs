@@ -7,12 +7,7 @@ const C2: ConnId = ConnId(2);
 const C3: ConnId = ConnId(3);
 
 fn limits() -> Limits {
-    Limits {
-        pause_above: 20,
-        resume_below: 5,
-        capacity: 40,
-        connections: 2,
-    }
+    Limits { pause_above: 20, resume_below: 5, capacity: 40, connections: 2 }
 }
 
 /// A session with a clock of its own; each step gives what was asked for.
@@ -24,15 +19,8 @@ struct Bench {
 impl Bench {
     fn new(role: Role) -> Bench {
         let now = Instant::now();
-        let timing = if role == Role::Server {
-            Timing::server()
-        } else {
-            Timing::default()
-        };
-        Bench {
-            session: Session::new(role, timing, limits(), now),
-            now,
-        }
+        let timing = if role == Role::Server { Timing::server() } else { Timing::default() };
+        Bench { session: Session::new(role, timing, limits(), now), now }
     }
 
     fn receive(&mut self, message: Message) -> Vec<Action> {
@@ -41,8 +29,7 @@ impl Bench {
 
     fn try_receive(&mut self, message: Message) -> Result<Vec<Action>> {
         let mut out = Vec::new();
-        self.session
-            .receive(self.now, message.encode(1), &mut out)?;
+        self.session.receive(self.now, message.encode(1), &mut out)?;
         Ok(out)
     }
 
@@ -57,11 +44,7 @@ impl Bench {
     }
 
     fn connect(&mut self, conn: ConnId) -> Vec<Action> {
-        self.receive(Message::Connect(
-            conn,
-            "tcp".into(),
-            "127.0.0.1:10250".into(),
-        ))
+        self.receive(Message::Connect(conn, "tcp".into(), "127.0.0.1:10250".into()))
     }
 
     fn data(&mut self, conn: ConnId, len: usize) -> Vec<Action> {
@@ -88,10 +71,7 @@ fn finish(conn: ConnId, text: &str) -> Action {
 #[test]
 fn a_connection_is_registered_before_its_dial_is_done() {
     let mut bench = Bench::new(Role::Client);
-    assert_eq!(
-        bench.connect(C2),
-        [Action::Open(C2, "tcp".into(), "127.0.0.1:10250".into())]
-    );
+    assert_eq!(bench.connect(C2), [Action::Open(C2, "tcp".into(), "127.0.0.1:10250".into())]);
     assert_eq!(bench.data(C2, 3), [deliver(C2, 3)]);
     assert_eq!(bench.session.connections(), [C2]);
 }
@@ -102,13 +82,7 @@ fn a_refused_dial_ends_the_connection_and_not_the_session() {
     bench.connect(C2);
     bench.connect(C3);
     let out = bench.run(|s, _, out| s.local_end(C2, "connection refused", out));
-    assert_eq!(
-        out,
-        [
-            finish(C2, "connection refused"),
-            error(C2, "connection refused")
-        ]
-    );
+    assert_eq!(out, [finish(C2, "connection refused"), error(C2, "connection refused")]);
     assert_eq!(bench.data(C2, 3), [error(C2, "connection not found 2")]);
     assert_eq!(bench.data(C3, 3), [deliver(C3, 3)]);
 }
@@ -116,10 +90,7 @@ fn a_refused_dial_ends_the_connection_and_not_the_session() {
 #[test]
 fn what_is_said_about_unknown_connections() {
     let mut bench = Bench::new(Role::Client);
-    assert_eq!(
-        bench.data(ConnId(99), 4),
-        [error(ConnId(99), "connection not found 99")]
-    );
+    assert_eq!(bench.data(ConnId(99), 4), [error(ConnId(99), "connection not found 99")]);
     let ignored = [
         Message::Error(ConnId(99), "EOF".into()),
         Message::Pause(ConnId(99)),
@@ -140,10 +111,7 @@ fn what_is_said_about_unknown_connections() {
 fn an_end_is_final_both_ways_and_echoed_once() {
     let mut bench = Bench::new(Role::Client);
     bench.connect(C2);
-    assert_eq!(
-        bench.receive(Message::Error(C2, EOF.into())),
-        [finish(C2, EOF), error(C2, EOF)]
-    );
+    assert_eq!(bench.receive(Message::Error(C2, EOF.into())), [finish(C2, EOF), error(C2, EOF)]);
     assert_eq!(bench.receive(Message::Error(C2, EOF.into())), []);
     // No Data follows an Error, also when the local side had some on its way.
     assert_eq!(bench.run(|s, _, out| s.local_data(C2, bytes(3), out)), []);
@@ -170,17 +138,11 @@ fn the_peer_is_paused_and_resumed_by_what_waits() {
     let mut bench = Bench::new(Role::Client);
     bench.connect(C2);
     assert_eq!(bench.data(C2, 20), [deliver(C2, 20)]);
-    assert_eq!(
-        bench.data(C2, 1),
-        [deliver(C2, 1), Action::Send(Message::Pause(C2))]
-    );
+    assert_eq!(bench.data(C2, 1), [deliver(C2, 1), Action::Send(Message::Pause(C2))]);
     // What was on its way when the peer was paused is taken, and said nothing of again.
     assert_eq!(bench.data(C2, 10), [deliver(C2, 10)]);
     assert_eq!(bench.run(|s, _, out| s.drained(C2, 26, out)), []);
-    assert_eq!(
-        bench.run(|s, _, out| s.drained(C2, 1, out)),
-        [Action::Send(Message::Resume(C2))]
-    );
+    assert_eq!(bench.run(|s, _, out| s.drained(C2, 1, out)), [Action::Send(Message::Resume(C2))]);
     assert_eq!(bench.run(|s, _, out| s.drained(C2, 4, out)), []);
     bench.data(C2, 20);
     assert_eq!(bench.data(C2, 1).len(), 2, "pauses again");
@@ -193,13 +155,7 @@ fn a_peer_that_ignores_pause_loses_the_connection_only() {
     bench.connect(C3);
     bench.data(C2, 30);
     let out = bench.data(C2, 11);
-    assert_eq!(
-        out,
-        [
-            finish(C2, "receive buffer full"),
-            error(C2, "receive buffer full")
-        ]
-    );
+    assert_eq!(out, [finish(C2, "receive buffer full"), error(C2, "receive buffer full")]);
     assert_eq!(bench.session.connections(), [C3]);
 }
 
@@ -211,14 +167,8 @@ fn pausing_the_peer_and_being_paused_do_not_mix() {
     assert_eq!(bench.receive(Message::Pause(C2)), []);
     // Our own pause and resume come and go without touching the peer's.
     bench.data(C2, 30);
-    assert_eq!(
-        bench.run(|s, _, out| s.drained(C2, 30, out)),
-        [Action::Send(Message::Resume(C2))]
-    );
-    assert_eq!(
-        bench.receive(Message::Resume(C2)),
-        [Action::Hold(C2, false)]
-    );
+    assert_eq!(bench.run(|s, _, out| s.drained(C2, 30, out)), [Action::Send(Message::Resume(C2))]);
+    assert_eq!(bench.receive(Message::Resume(C2)), [Action::Hold(C2, false)]);
     assert_eq!(bench.receive(Message::Resume(C2)), []);
 }
 
@@ -227,10 +177,7 @@ fn too_many_connections_cost_the_newest_only() {
     let mut bench = Bench::new(Role::Client);
     bench.connect(C2);
     bench.connect(C3);
-    assert_eq!(
-        bench.connect(ConnId(4)),
-        [error(ConnId(4), "too many connections")]
-    );
+    assert_eq!(bench.connect(ConnId(4)), [error(ConnId(4), "too many connections")]);
     assert_eq!(bench.session.connections(), [C2, C3]);
 }
 
@@ -238,20 +185,10 @@ fn too_many_connections_cost_the_newest_only() {
 fn broken_protocol_ends_the_session() {
     let mut bench = Bench::new(Role::Client);
     bench.connect(C2);
-    let twice = bench
-        .try_receive(Message::Connect(C2, "tcp".into(), "a".into()))
-        .unwrap_err();
+    let twice = bench.try_receive(Message::Connect(C2, "tcp".into(), "a".into())).unwrap_err();
     assert!(twice.to_string().contains("opened twice"));
-    for bytes in [
-        &b""[..],
-        b"\x02",
-        b"\x02\x04\x04\x00tcp",
-        b"\x10\x00\x10\x01",
-    ] {
-        let result =
-            bench
-                .session
-                .receive(bench.now, Bytes::copy_from_slice(bytes), &mut Vec::new());
+    for bytes in [&b""[..], b"\x02", b"\x02\x04\x04\x00tcp", b"\x10\x00\x10\x01"] {
+        let result = bench.session.receive(bench.now, Bytes::copy_from_slice(bytes), &mut Vec::new());
         assert!(matches!(result, Err(Error::Protocol { .. })), "{bytes:?}");
     }
     let mut server = Bench::new(Role::Server);
@@ -275,11 +212,7 @@ fn the_client_pings_every_5_s_tells_its_connections_every_60_s_and_gives_up_afte
         seen.extend(out.into_iter().map(|a| (second, a)));
         assert!(bench.session.deadline() > now);
     }
-    let pings: Vec<u64> = seen
-        .iter()
-        .filter(|(_, a)| *a == Action::Ping)
-        .map(|(t, _)| *t)
-        .collect();
+    let pings: Vec<u64> = seen.iter().filter(|(_, a)| *a == Action::Ping).map(|(t, _)| *t).collect();
     assert_eq!(pings, (1..=24).map(|n| n * 5).collect::<Vec<_>>());
     assert!(seen.contains(&(60, sync())) && seen.contains(&(120, sync())) && seen.len() == 26);
     bench.wait(19);
@@ -325,18 +258,10 @@ fn the_server_opens_from_2_upwards_and_waits_60_s_for_a_sign_of_life() {
     let mut bench = Bench::new(Role::Server);
     let open = |bench: &mut Bench| {
         let mut out = Vec::new();
-        let conn = bench
-            .session
-            .open(bench.now, "tcp", "127.0.0.1:10250", &mut out);
+        let conn = bench.session.open(bench.now, "tcp", "127.0.0.1:10250", &mut out);
         (conn, out)
     };
-    let connect = |conn| {
-        vec![Action::Send(Message::Connect(
-            conn,
-            "tcp".into(),
-            "127.0.0.1:10250".into(),
-        ))]
-    };
+    let connect = |conn| vec![Action::Send(Message::Connect(conn, "tcp".into(), "127.0.0.1:10250".into()))];
     assert_eq!(open(&mut bench), (Some(C2), connect(C2)));
     assert_eq!(bench.receive(Message::Error(C2, EOF.into())).len(), 2);
     // Never used again.
@@ -360,16 +285,10 @@ fn the_server_drops_what_its_client_no_longer_knows_without_a_word() {
     bench.session.open(bench.now, "tcp", "b", &mut out);
     assert_eq!(bench.receive(Message::SyncConnections(vec![C3, C2])), []);
     // The list may have been sent before the client heard of the newest.
-    assert_eq!(
-        bench.receive(Message::SyncConnections(vec![])),
-        [finish(C2, EOF)]
-    );
+    assert_eq!(bench.receive(Message::SyncConnections(vec![])), [finish(C2, EOF)]);
     assert_eq!(bench.session.connections(), [C3]);
     bench.wait(10);
-    assert_eq!(
-        bench.receive(Message::SyncConnections(vec![])),
-        [finish(C3, EOF)]
-    );
+    assert_eq!(bench.receive(Message::SyncConnections(vec![])), [finish(C3, EOF)]);
 }
 
 struct Frame {
@@ -383,10 +302,7 @@ fn capture(name: &str) -> Vec<Frame> {
     let frame = |line: &str| {
         let value: Value = serde_json::from_str(line).unwrap();
         let hex = value["hex"].as_str().unwrap();
-        let bytes = (0..hex.len())
-            .step_by(2)
-            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
-            .collect();
+        let bytes = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
         Frame {
             at: Duration::from_secs_f64(value["t"].as_f64().unwrap()),
             from_server: value["dir"] == "server->agent",
@@ -411,11 +327,7 @@ fn captured_sessions_of_a_real_server_replay_to_the_same_messages() {
             let now = start + frame.at;
             let mut out = Vec::new();
             let (id, message) = Message::decode(frame.bytes.clone()).unwrap();
-            assert_eq!(
-                message.encode(id),
-                frame.bytes,
-                "{name}: encodes to the same bytes"
-            );
+            assert_eq!(message.encode(id), frame.bytes, "{name}: encodes to the same bytes");
             if frame.from_server {
                 client.receive(now, frame.bytes.clone(), &mut out).unwrap();
             } else {
@@ -427,10 +339,7 @@ fn captured_sessions_of_a_real_server_replay_to_the_same_messages() {
                 }
                 // An Error the session has already echoed is not sent twice.
                 if !sent.contains(&message) {
-                    assert!(
-                        out.contains(&Action::Send(message.clone())),
-                        "{name}: {message:?}"
-                    );
+                    assert!(out.contains(&Action::Send(message.clone())), "{name}: {message:?}");
                 }
             }
             for action in out {
@@ -516,25 +425,15 @@ fn recorded_single_messages_get_the_recorded_answers() {
         let mut wanted = Vec::new();
         for frame in case["frames"].as_array().unwrap() {
             let hex = frame["hex"].as_str().unwrap();
-            let decode = |hex: &str| -> Bytes {
-                (0..hex.len())
-                    .step_by(2)
-                    .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
-                    .collect()
-            };
-            match (
-                frame["dir"].as_str().unwrap(),
-                frame["op"].as_u64().unwrap(),
-            ) {
+            let decode =
+                |hex: &str| -> Bytes { (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect() };
+            match (frame["dir"].as_str().unwrap(), frame["op"].as_u64().unwrap()) {
                 // Pings, text and close frames are the WebSocket library's and the driver's, tested there.
                 (_, 1 | 8 | 9 | 10) => {}
                 ("agent->server", _) => {
                     whole.push_str(hex);
                     if frame["fin"] == 1 {
-                        server
-                            .session
-                            .receive(server.now, decode(&whole), &mut answers)
-                            .unwrap();
+                        server.session.receive(server.now, decode(&whole), &mut answers).unwrap();
                         whole.clear();
                         seen += 1;
                     }

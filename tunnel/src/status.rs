@@ -20,10 +20,7 @@ pub struct Status {
 
 /// The first Status document of a body; what follows it is not looked at.
 pub fn parse(body: &[u8]) -> Option<Status> {
-    let first = serde_json::Deserializer::from_slice(body)
-        .into_iter::<Status>()
-        .next()?
-        .ok()?;
+    let first = serde_json::Deserializer::from_slice(body).into_iter::<Status>().next()?.ok()?;
     (first.kind == "Status").then_some(first)
 }
 
@@ -34,11 +31,7 @@ pub fn message(body: &[u8]) -> String {
     }
     let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.is_empty() {
-        "no explanation given".to_owned()
-    } else {
-        line
-    }
+    if line.is_empty() { "no explanation given".to_owned() } else { line }
 }
 
 #[cfg(test)]
@@ -51,25 +44,12 @@ mod tests {
         for (name, code, want) in [
             ("config-wrong-password", 401, "not authorized"),
             ("config-no-credentials", 403, "forbidden"),
-            (
-                "cert-wrong-node-password",
-                403,
-                "unable to verify password for node wire1: hash does not match",
-            ),
-            (
-                "cert-bad-node-ip",
-                500,
-                "Internal error occurred: invalid node IP address <nil>",
-            ),
-            (
-                "connect-no-upgrade",
-                400,
-                "websocket: the client is not using the websocket protocol",
-            ),
+            ("cert-wrong-node-password", 403, "unable to verify password for node wire1: hash does not match"),
+            ("cert-bad-node-ip", 500, "Internal error occurred: invalid node IP address <nil>"),
+            ("connect-no-upgrade", 400, "websocket: the client is not using the websocket protocol"),
             ("unknown-path-basic-auth", 401, "Unauthorized"),
         ] {
-            let status =
-                parse(&Recording::load(name).response_body()).unwrap_or_else(|| panic!("{name}"));
+            let status = parse(&Recording::load(name).response_body()).unwrap_or_else(|| panic!("{name}"));
             assert_eq!(status.code, code, "{name}");
             assert!(status.message.contains(want), "{name}: {}", status.message);
         }

@@ -61,16 +61,8 @@ pub struct NodeHeaders {
 impl NodeHeaders {
     fn list(&self) -> Vec<(&'static str, String)> {
         // Without spaces: an address after one gives a 500.
-        let ips = self
-            .ips
-            .iter()
-            .map(IpAddr::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
-        let mut headers = vec![
-            ("k3s-Node-Name", self.name.clone()),
-            ("k3s-Node-Password", self.password.clone()),
-        ];
+        let ips = self.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+        let mut headers = vec![("k3s-Node-Name", self.name.clone()), ("k3s-Node-Password", self.password.clone())];
         if !ips.is_empty() {
             headers.push(("k3s-Node-IP", ips));
         }
@@ -97,36 +89,21 @@ impl Supervisor {
     /// and only then is ready to send credentials. Without a hash in the token the CA is trusted on first use.
     pub async fn connect(server: &ServerAddr, token: &Token) -> Result<Supervisor> {
         let bundle = call(server, unverified_config()?, &Call::get("/cacerts")).await?;
-        let hash =
-            ca_hash(&bundle, SystemTime::now()).map_err(|e| answer(server, "/cacerts", &e))?;
+        let hash = ca_hash(&bundle, SystemTime::now()).map_err(|e| answer(server, "/cacerts", &e))?;
         if let Some(expected) = token.ca_hash().filter(|expected| *expected != hash) {
-            return Err(Error::CaHashMismatch {
-                server: server.clone(),
-                expected: expected.to_owned(),
-                seen: hash,
-            });
+            return Err(Error::CaHashMismatch { server: server.clone(), expected: expected.to_owned(), seen: hash });
         }
         let supervisor = Supervisor::with_ca(server, bundle.clone(), Some(token), None)?;
         let again = call(server, supervisor.plain.clone(), &Call::get("/cacerts")).await?;
         if again != bundle {
-            let seen =
-                ca_hash(&again, SystemTime::now()).map_err(|e| answer(server, "/cacerts", &e))?;
-            return Err(Error::CaHashMismatch {
-                server: server.clone(),
-                expected: hash,
-                seen,
-            });
+            let seen = ca_hash(&again, SystemTime::now()).map_err(|e| answer(server, "/cacerts", &e))?;
+            return Err(Error::CaHashMismatch { server: server.clone(), expected: hash, seen });
         }
         Ok(supervisor)
     }
 
     /// A client that trusts a CA bundle known from before.
-    pub fn with_ca(
-        server: &ServerAddr,
-        ca: impl Into<Bytes>,
-        token: Option<&Token>,
-        identity: Option<KeyPair>,
-    ) -> Result<Supervisor> {
+    pub fn with_ca(server: &ServerAddr, ca: impl Into<Bytes>, token: Option<&Token>, identity: Option<KeyPair>) -> Result<Supervisor> {
         let ca = ca.into();
         let plain = client_config(&ca, None, &["http/1.1"])?;
         let tls = match &identity {
@@ -193,12 +170,7 @@ impl Supervisor {
 
     /// Has `key` (PEM, PKCS#8) certified. A private key in the answer replaces it: the certificate belongs to that
     /// one (k3s-agent.md 2.4). The kubelet kinds need `node`.
-    pub async fn certificate(
-        &self,
-        kind: CertKind,
-        key: &[u8],
-        node: Option<&NodeHeaders>,
-    ) -> Result<KeyPair> {
+    pub async fn certificate(&self, kind: CertKind, key: &[u8], node: Option<&NodeHeaders>) -> Result<KeyPair> {
         let path = format!("/v1-k3s/{}.crt", kind.name());
         let request = Call {
             method: Method::POST,
@@ -208,10 +180,8 @@ impl Supervisor {
             body: keys::request(key)?.into(),
         };
         let body = self.send(&request).await.map_err(|e| name_taken(e, node))?;
-        let (pair, replaced) =
-            split_answer(&body, key).map_err(|e| answer(&self.server, &path, &e))?;
-        pair.check(kind.name())
-            .map_err(|e| answer(&self.server, &path, &e))?;
+        let (pair, replaced) = split_answer(&body, key).map_err(|e| answer(&self.server, &path, &e))?;
+        pair.check(kind.name()).map_err(|e| answer(&self.server, &path, &e))?;
         if replaced {
             tracing::warn!(certificate = kind.name(), server = %self.server, "server sent a private key shared by all nodes, upgrade it");
         }
@@ -234,103 +204,51 @@ impl Supervisor {
     /// tried once more without it, the whole request again (k3s-agent.md 2.6: the Node may be gone, the token still
     /// counts; or the certificate is of another cluster).
     async fn send(&self, request: &Call<'_>) -> Result<Bytes> {
-        let request = Call {
-            authorization: self.authorization.clone(),
-            ..request.clone()
-        };
+        let request = Call { authorization: self.authorization.clone(), ..request.clone() };
         let first = call(&self.server, self.tls.clone(), &request).await;
-        let refused = matches!(
-            first,
-            Err(Error::Refused { code: 401, .. } | Error::Tls { .. })
-        );
+        let refused = matches!(first, Err(Error::Refused { code: 401, .. } | Error::Tls { .. }));
         let retry = refused && self.identity.is_some() && self.authorization.is_some();
-        let result = if retry {
-            call(&self.server, self.plain.clone(), &request).await
-        } else {
-            first
-        };
+        let result = if retry { call(&self.server, self.plain.clone(), &request).await } else { first };
         result.map_err(|error| match error {
-            Error::Refused {
-                server,
-                code: 401,
-                message,
-                ..
-            } if self.authorization.is_none() => Error::CertificateRejected { server, message },
-            Error::Refused {
-                server,
-                code: 401,
-                message,
-                ..
-            } => Error::TokenRejected { server, message },
+            Error::Refused { server, code: 401, message, .. } if self.authorization.is_none() => {
+                Error::CertificateRejected { server, message }
+            }
+            Error::Refused { server, code: 401, message, .. } => Error::TokenRejected { server, message },
             other => other,
         })
     }
 }
 
 fn answer(server: &ServerAddr, path: &str, reason: &dyn std::fmt::Display) -> Error {
-    Error::Answer {
-        server: server.clone(),
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    Error::Answer { server: server.clone(), path: path.to_owned(), reason: reason.to_string() }
 }
 
 fn name_taken(error: Error, node: Option<&NodeHeaders>) -> Error {
     match (error, node) {
-        (
-            Error::Refused {
-                server,
-                code: 403,
-                message,
-                ..
-            },
-            Some(node),
-        ) if message.contains("hash does not match") => Error::NameTaken {
-            server,
-            node: node.name.clone(),
-            message,
-            file: node.password_file.clone(),
-        },
+        (Error::Refused { server, code: 403, message, .. }, Some(node)) if message.contains("hash does not match") => {
+            Error::NameTaken { server, node: node.name.clone(), message, file: node.password_file.clone() }
+        }
         (other, _) => other,
     }
 }
 
 /// Certificates and key material of an answer, sorted by PEM type; `true` when a returned key replaced ours.
 fn split_answer(body: &[u8], key: &[u8]) -> std::result::Result<(KeyPair, bool), String> {
-    let (keys, rest): (Vec<_>, Vec<_>) = pem::blocks(body)
-        .into_iter()
-        .partition(pem::Block::is_private_key);
-    let cert_pem: String = rest
-        .iter()
-        .filter(|b| b.is_certificate())
-        .map(|b| b.text.as_str())
-        .collect();
+    let (keys, rest): (Vec<_>, Vec<_>) = pem::blocks(body).into_iter().partition(pem::Block::is_private_key);
+    let cert_pem: String = rest.iter().filter(|b| b.is_certificate()).map(|b| b.text.as_str()).collect();
     if cert_pem.is_empty() {
         return Err("no certificate in it".to_owned());
     }
     let key_pem: String = keys.iter().map(|b| b.text.as_str()).collect();
     let replaced = !key_pem.is_empty();
-    let key_pem = if replaced {
-        key_pem.into_bytes()
-    } else {
-        key.to_vec()
-    };
-    Ok((
-        KeyPair {
-            cert_pem: cert_pem.into_bytes(),
-            key_pem,
-        },
-        replaced,
-    ))
+    let key_pem = if replaced { key_pem.into_bytes() } else { key.to_vec() };
+    Ok((KeyPair { cert_pem: cert_pem.into_bytes(), key_pem }, replaced))
 }
 
 /// A JSON list of `ip:port`, or `null`.
 fn parse_apiservers(body: &[u8]) -> std::result::Result<Vec<ServerAddr>, String> {
     let list: Option<Vec<String>> = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-    list.unwrap_or_default()
-        .iter()
-        .map(|text| text.parse().map_err(|e: Error| e.to_string()))
-        .collect()
+    list.unwrap_or_default().iter().map(|text| text.parse().map_err(|e: Error| e.to_string())).collect()
 }
 
 #[cfg(test)]

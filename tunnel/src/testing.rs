@@ -22,14 +22,7 @@ pub(crate) fn read(name: &str) -> String {
 pub(crate) fn exchanges() -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder())
         .unwrap()
-        .filter_map(|e| {
-            e.unwrap()
-                .file_name()
-                .into_string()
-                .unwrap()
-                .strip_suffix(".json")
-                .map(str::to_owned)
-        })
+        .filter_map(|e| e.unwrap().file_name().into_string().unwrap().strip_suffix(".json").map(str::to_owned))
         .filter(|n| {
             let file: Value = serde_json::from_str(&read(&format!("{n}.json"))).unwrap();
             file["request"]["path"].is_string()
@@ -70,10 +63,7 @@ impl Recording {
 
     pub(crate) fn request_header(&self, name: &str) -> Option<&str> {
         let headers = self.0["request"]["headers"].as_array()?;
-        headers
-            .iter()
-            .find(|h| h[0].as_str().is_some_and(|n| n.eq_ignore_ascii_case(name)))?[1]
-            .as_str()
+        headers.iter().find(|h| h[0].as_str().is_some_and(|n| n.eq_ignore_ascii_case(name)))?[1].as_str()
     }
 }
 

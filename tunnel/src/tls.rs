@@ -7,18 +7,12 @@ use std::time::SystemTime;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use tokio_rustls::rustls::crypto::{
-    CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
-};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
-use tokio_rustls::rustls::{
-    self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::addr::ServerAddr;
@@ -37,26 +31,19 @@ pub struct KeyPair {
 
 impl std::fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair")
-            .field("cert_pem", &self.cert_pem.len())
-            .finish_non_exhaustive()
+        f.debug_struct("KeyPair").field("cert_pem", &self.cert_pem.len()).finish_non_exhaustive()
     }
 }
 
 impl KeyPair {
     /// The chain as DER, leaf first.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
-        pem::certificates(&self.cert_pem)
-            .into_iter()
-            .map(CertificateDer::from)
-            .collect()
+        pem::certificates(&self.cert_pem).into_iter().map(CertificateDer::from).collect()
     }
 
     /// The private key as DER.
     pub fn key(&self) -> Result<PrivateKeyDer<'static>> {
-        let block = pem::blocks(&self.key_pem)
-            .into_iter()
-            .find(pem::Block::is_private_key);
+        let block = pem::blocks(&self.key_pem).into_iter().find(pem::Block::is_private_key);
         let block = block.ok_or_else(|| unusable("private key", "no private key in it"))?;
         PrivateKeyDer::try_from(block.der).map_err(|reason| unusable("private key", reason))
     }
@@ -64,49 +51,29 @@ impl KeyPair {
     /// `notBefore` and `notAfter` of the leaf.
     pub fn validity(&self) -> Result<(SystemTime, SystemTime)> {
         let ders = pem::certificates(&self.cert_pem);
-        let der = ders
-            .first()
-            .ok_or_else(|| unusable("certificate", "no certificate in it"))?;
+        let der = ders.first().ok_or_else(|| unusable("certificate", "no certificate in it"))?;
         let (_, cert) = X509Certificate::from_der(der).map_err(|e| unusable("certificate", e))?;
         let time = |t: x509_parser::time::ASN1Time| SystemTime::from(t.to_datetime());
-        Ok((
-            time(cert.validity().not_before),
-            time(cert.validity().not_after),
-        ))
+        Ok((time(cert.validity().not_before), time(cert.validity().not_after)))
     }
 
     /// Checks that key and certificate belong together.
     pub fn check(&self, what: &str) -> Result<()> {
-        let certified = rustls::sign::CertifiedKey::from_der(
-            self.chain(),
-            self.key()?,
-            &ring::default_provider(),
-        )
-        .map_err(|e| unusable(what, e))?;
+        let certified =
+            rustls::sign::CertifiedKey::from_der(self.chain(), self.key()?, &ring::default_provider()).map_err(|e| unusable(what, e))?;
         certified.keys_match().map_err(|e| unusable(what, e))
     }
 }
 
 fn unusable(what: &str, reason: impl std::fmt::Display) -> Error {
-    Error::Certificate {
-        what: what.to_owned(),
-        reason: reason.to_string(),
-    }
+    Error::Certificate { what: what.to_owned(), reason: reason.to_string() }
 }
 
 /// A client configuration that trusts every certificate of `roots_pem` as a root (K3s bundles may hold
 /// intermediates and cross-signed roots), offers `identity` when asked, and these ALPN protocols in order.
-pub fn client_config(
-    roots_pem: &[u8],
-    identity: Option<&KeyPair>,
-    alpn: &[&str],
-) -> Result<Arc<ClientConfig>> {
+pub fn client_config(roots_pem: &[u8], identity: Option<&KeyPair>, alpn: &[&str]) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(
-        pem::certificates(roots_pem)
-            .into_iter()
-            .map(CertificateDer::from),
-    );
+    let (added, _) = roots.add_parsable_certificates(pem::certificates(roots_pem).into_iter().map(CertificateDer::from));
     if added == 0 {
         return Err(unusable("server CA", "no certificate in it"));
     }
@@ -118,20 +85,14 @@ pub(crate) fn unverified_config() -> Result<Arc<ClientConfig>> {
     build(Arc::new(NoVerifier), None, &["http/1.1"])
 }
 
-fn build(
-    verifier: Arc<dyn ServerCertVerifier>,
-    identity: Option<&KeyPair>,
-    alpn: &[&str],
-) -> Result<Arc<ClientConfig>> {
+fn build(verifier: Arc<dyn ServerCertVerifier>, identity: Option<&KeyPair>, alpn: &[&str]) -> Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| unusable("TLS set-up", e))?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
-        Some(pair) => builder
-            .with_client_auth_cert(pair.chain(), pair.key()?)
-            .map_err(|e| unusable("client certificate", e))?,
+        Some(pair) => builder.with_client_auth_cert(pair.chain(), pair.key()?).map_err(|e| unusable("client certificate", e))?,
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
@@ -145,10 +106,8 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// The name a connection is opened with.
 pub fn server_name(server: &ServerAddr) -> Result<ServerName<'static>> {
-    ServerName::try_from(server.host.clone()).map_err(|_| Error::Address {
-        value: server.to_string(),
-        reason: "the host is neither an IP address nor a DNS name",
-    })
+    ServerName::try_from(server.host.clone())
+        .map_err(|_| Error::Address { value: server.to_string(), reason: "the host is neither an IP address nor a DNS name" })
 }
 
 /// Names on every K3s server certificate, checked after the real one.
@@ -170,25 +129,10 @@ impl ServerCertVerifier for ClusterVerifier {
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
         let cert = ParsedCertificate::try_from(end_entity)?;
         let algorithms = ring::default_provider().signature_verification_algorithms;
-        verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms.all,
-        )?;
+        verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, intermediates, now, algorithms.all)?;
         verify_server_name(&cert, server_name).or_else(|e| {
-            let known = CLUSTER_NAMES
-                .iter()
-                .filter_map(|n| ServerName::try_from(*n).ok());
-            if known
-                .into_iter()
-                .any(|name| verify_server_name(&cert, &name).is_ok())
-            {
-                Ok(())
-            } else {
-                Err(e)
-            }
+            let known = CLUSTER_NAMES.iter().filter_map(|n| ServerName::try_from(*n).ok());
+            if known.into_iter().any(|name| verify_server_name(&cert, &name).is_ok()) { Ok(()) } else { Err(e) }
         })?;
         Ok(ServerCertVerified::assertion())
     }
@@ -199,12 +143,7 @@ impl ServerCertVerifier for ClusterVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &ring::default_provider().signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &ring::default_provider().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -213,12 +152,7 @@ impl ServerCertVerifier for ClusterVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &ring::default_provider().signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &ring::default_provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -268,63 +202,26 @@ impl ServerCertVerifier for NoVerifier {
 /// Turns what a TLS connect said into the one line an operator needs.
 pub fn connect_error(server: &ServerAddr, error: io::Error) -> Error {
     let server = server.clone();
-    let tls = error
-        .get_ref()
-        .and_then(|e| e.downcast_ref::<rustls::Error>());
+    let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     let Some(rustls::Error::InvalidCertificate(reason)) = tls else {
         return match tls {
-            Some(_) => Error::Tls {
-                server,
-                source: error,
-            },
-            None => Error::Unreachable {
-                server,
-                source: error,
-            },
+            Some(_) => Error::Tls { server, source: error },
+            None => Error::Unreachable { server, source: error },
         };
     };
     let now = || rfc3339(OffsetDateTime::from(SystemTime::now()));
     let at = |t: &UnixTime| {
-        let known = i64::try_from(t.as_secs())
-            .ok()
-            .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
+        let known = i64::try_from(t.as_secs()).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
         known.map_or_else(unknown, rfc3339)
     };
     match reason {
-        CertificateError::Expired => Error::CertificateExpired {
-            server,
-            at: unknown(),
-            now: now(),
-        },
-        CertificateError::ExpiredContext { not_after, .. } => Error::CertificateExpired {
-            server,
-            at: at(not_after),
-            now: now(),
-        },
-        CertificateError::NotValidYet => Error::CertificateNotYetValid {
-            server,
-            at: unknown(),
-            now: now(),
-        },
-        CertificateError::NotValidYetContext { not_before, .. } => Error::CertificateNotYetValid {
-            server,
-            at: at(not_before),
-            now: now(),
-        },
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Error::ServerName {
-                server,
-                source: error,
-            }
-        }
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => Error::CaUnknown {
-            server,
-            source: error,
-        },
-        _ => Error::Tls {
-            server,
-            source: error,
-        },
+        CertificateError::Expired => Error::CertificateExpired { server, at: unknown(), now: now() },
+        CertificateError::ExpiredContext { not_after, .. } => Error::CertificateExpired { server, at: at(not_after), now: now() },
+        CertificateError::NotValidYet => Error::CertificateNotYetValid { server, at: unknown(), now: now() },
+        CertificateError::NotValidYetContext { not_before, .. } => Error::CertificateNotYetValid { server, at: at(not_before), now: now() },
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Error::ServerName { server, source: error },
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => Error::CaUnknown { server, source: error },
+        _ => Error::Tls { server, source: error },
     }
 }
 
@@ -348,21 +245,11 @@ mod tests {
         let recording = Recording::load("cert-serving-kubelet");
         let roots_pem = Recording::load("cacerts").response_body();
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(
-            pem::certificates(&roots_pem)
-                .into_iter()
-                .map(CertificateDer::from),
-        );
-        let chain: Vec<CertificateDer<'_>> = pem::certificates(&recording.response_body())
-            .into_iter()
-            .map(CertificateDer::from)
-            .collect();
+        roots.add_parsable_certificates(pem::certificates(&roots_pem).into_iter().map(CertificateDer::from));
+        let chain: Vec<CertificateDer<'_>> = pem::certificates(&recording.response_body()).into_iter().map(CertificateDer::from).collect();
         let name = ServerName::try_from(host.to_owned()).unwrap();
         let verifier = ClusterVerifier { roots };
-        verifier
-            .verify_server_cert(&chain[0], &chain[1..], &name, &[], now)
-            .map(|_| ())
-            .map_err(|e| e.to_string())
+        verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now).map(|_| ()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -379,44 +266,24 @@ mod tests {
     fn clocks_behind_and_ahead_are_told_apart() {
         let early = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_000_000_000));
         let late = UnixTime::since_unix_epoch(std::time::Duration::from_secs(3_000_000_000));
-        assert!(
-            verify("10.99.0.41", early)
-                .unwrap_err()
-                .contains("not valid yet")
-        );
+        assert!(verify("10.99.0.41", early).unwrap_err().contains("not valid yet"));
         assert!(verify("10.99.0.41", late).unwrap_err().contains("expired"));
     }
 
     #[test]
     fn tls_errors_become_the_line_an_operator_needs() {
         let server = ServerAddr::new("k3s.example", 6443);
-        let tls = |e: CertificateError| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                rustls::Error::InvalidCertificate(e),
-            )
-        };
+        let tls = |e: CertificateError| io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(e));
         let rows = [
             (tls(CertificateError::Expired), "ended", true),
             (tls(CertificateError::NotValidYet), "set the clock", true),
-            (
-                tls(CertificateError::UnknownIssuer),
-                "not signed by the cluster CA",
-                false,
-            ),
+            (tls(CertificateError::UnknownIssuer), "not signed by the cluster CA", false),
             (tls(CertificateError::NotValidForName), "--tls-san", false),
-            (
-                io::Error::from(io::ErrorKind::ConnectionRefused),
-                "cannot reach",
-                true,
-            ),
+            (io::Error::from(io::ErrorKind::ConnectionRefused), "cannot reach", true),
         ];
         for (error, want, retry) in rows {
             let error = connect_error(&server, error);
-            assert!(
-                error.to_string().contains(want) && error.to_string().contains("k3s.example:6443"),
-                "{error}"
-            );
+            assert!(error.to_string().contains(want) && error.to_string().contains("k3s.example:6443"), "{error}");
             assert_eq!(error.is_retryable(), retry, "{error}");
         }
     }

@@ -43,46 +43,27 @@ impl Token {
             None => {
                 let credentials = match bootstrap(text) {
                     Some(credentials) => credentials,
-                    None => Credentials::Basic {
-                        user: String::new(),
-                        password: text.to_owned(),
-                    },
+                    None => Credentials::Basic { user: String::new(), password: text.to_owned() },
                 };
-                return Ok(Token {
-                    ca_hash: None,
-                    credentials,
-                });
+                return Ok(Token { ca_hash: None, credentials });
             }
         };
         let (hash, credentials) = match rest.split_once("::") {
             Some(("", credentials)) => (None, credentials),
-            Some((hash, credentials)) if hash.len() == 64 => {
-                (Some(hash.to_ascii_lowercase()), credentials)
-            }
+            Some((hash, credentials)) if hash.len() == 64 => (Some(hash.to_ascii_lowercase()), credentials),
             Some(_) => return Err(err("the CA hash after K10 is not 64 characters long")),
             None => (None, rest),
         };
         if let Some(credentials) = bootstrap(credentials) {
-            return Ok(Token {
-                ca_hash: hash,
-                credentials,
-            });
+            return Ok(Token { ca_hash: hash, credentials });
         }
         match credentials.split_once(':') {
             Some((_, "")) => Err(err("its password is empty")),
             Some((user, password)) => {
-                let credentials = Credentials::Basic {
-                    user: user.to_owned(),
-                    password: password.to_owned(),
-                };
-                Ok(Token {
-                    ca_hash: hash,
-                    credentials,
-                })
+                let credentials = Credentials::Basic { user: user.to_owned(), password: password.to_owned() };
+                Ok(Token { ca_hash: hash, credentials })
             }
-            None => Err(err(
-                "it has neither user:password nor a bootstrap token after K10",
-            )),
+            None => Err(err("it has neither user:password nor a bootstrap token after K10")),
         }
     }
 
@@ -131,23 +112,13 @@ impl Token {
 /// `[a-z0-9]{6}.[a-z0-9]{16}`.
 fn bootstrap(text: &str) -> Option<Credentials> {
     let (id, secret) = text.split_once('.')?;
-    let good = |s: &str, len| {
-        s.len() == len
-            && s.bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    };
-    (good(id, 6) && good(secret, 16)).then(|| Credentials::Bootstrap {
-        id: id.to_owned(),
-        secret: secret.to_owned(),
-    })
+    let good = |s: &str, len| s.len() == len && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    (good(id, 6) && good(secret, 16)).then(|| Credentials::Bootstrap { id: id.to_owned(), secret: secret.to_owned() })
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token")
-            .field("ca_hash", &self.ca_hash)
-            .field("bootstrap", &self.is_bootstrap())
-            .finish_non_exhaustive()
+        f.debug_struct("Token").field("ca_hash", &self.ca_hash).field("bootstrap", &self.is_bootstrap()).finish_non_exhaustive()
     }
 }
 
@@ -161,10 +132,7 @@ mod tests {
         let token = Token::parse(text).unwrap();
         let value = token.authorization();
         let value = match value.strip_prefix("Basic ") {
-            Some(coded) => format!(
-                "basic {}",
-                String::from_utf8(STANDARD.decode(coded).unwrap()).unwrap()
-            ),
+            Some(coded) => format!("basic {}", String::from_utf8(STANDARD.decode(coded).unwrap()).unwrap()),
             None => value,
         };
         (token.ca_hash().map(str::to_owned), value)
@@ -173,74 +141,20 @@ mod tests {
     #[test]
     fn every_form_parses_to_what_the_agent_sends() {
         let rows = [
-            (
-                "full",
-                format!("K10{HASH}::server:pass"),
-                Some(HASH),
-                "basic node:pass",
-            ),
-            (
-                "full, colons in the password",
-                format!("K10{HASH}::node:a::b:c"),
-                Some(HASH),
-                "basic node:a::b:c",
-            ),
-            (
-                "full without hash",
-                "K10::node:pass".into(),
-                None,
-                "basic node:pass",
-            ),
-            (
-                "full without double colon",
-                "K10node:pass".into(),
-                None,
-                "basic node:pass",
-            ),
+            ("full", format!("K10{HASH}::server:pass"), Some(HASH), "basic node:pass"),
+            ("full, colons in the password", format!("K10{HASH}::node:a::b:c"), Some(HASH), "basic node:a::b:c"),
+            ("full without hash", "K10::node:pass".into(), None, "basic node:pass"),
+            ("full without double colon", "K10node:pass".into(), None, "basic node:pass"),
             ("short password", "secret".into(), None, "basic node:secret"),
-            (
-                "short password with a colon",
-                "a:b".into(),
-                None,
-                "basic node:a:b",
-            ),
-            (
-                "short password starting with colons",
-                "::x".into(),
-                None,
-                "basic node:::x",
-            ),
-            (
-                "bootstrap alone",
-                "abcdef.0123456789abcdef".into(),
-                None,
-                "Bearer abcdef.0123456789abcdef",
-            ),
-            (
-                "bootstrap in full",
-                format!("K10{HASH}::abcdef.0123456789abcdef"),
-                Some(HASH),
-                "Bearer abcdef.0123456789abcdef",
-            ),
-            (
-                "almost a bootstrap",
-                "ABCDEF.0123456789abcdef".into(),
-                None,
-                "basic node:ABCDEF.0123456789abcdef",
-            ),
-            (
-                "newline of a file",
-                format!("K10{HASH}::server:pass\n"),
-                Some(HASH),
-                "basic node:pass",
-            ),
+            ("short password with a colon", "a:b".into(), None, "basic node:a:b"),
+            ("short password starting with colons", "::x".into(), None, "basic node:::x"),
+            ("bootstrap alone", "abcdef.0123456789abcdef".into(), None, "Bearer abcdef.0123456789abcdef"),
+            ("bootstrap in full", format!("K10{HASH}::abcdef.0123456789abcdef"), Some(HASH), "Bearer abcdef.0123456789abcdef"),
+            ("almost a bootstrap", "ABCDEF.0123456789abcdef".into(), None, "basic node:ABCDEF.0123456789abcdef"),
+            ("newline of a file", format!("K10{HASH}::server:pass\n"), Some(HASH), "basic node:pass"),
         ];
         for (name, text, hash, value) in rows {
-            assert_eq!(
-                sent(&text),
-                (hash.map(str::to_owned), value.to_owned()),
-                "{name}"
-            );
+            assert_eq!(sent(&text), (hash.map(str::to_owned), value.to_owned()), "{name}");
         }
     }
 
@@ -263,16 +177,8 @@ mod tests {
 
     #[test]
     fn the_raw_form_keeps_the_user() {
-        assert_eq!(
-            Token::parse_raw("K10::server:x").unwrap().user(),
-            Some("server")
-        );
+        assert_eq!(Token::parse_raw("K10::server:x").unwrap().user(), Some("server"));
         assert_eq!(Token::parse_raw("x").unwrap().user(), Some(""));
-        assert_eq!(
-            Token::parse_raw(&Token::full(HASH, "server", "x"))
-                .unwrap()
-                .ca_hash(),
-            Some(HASH)
-        );
+        assert_eq!(Token::parse_raw(&Token::full(HASH, "server", "x")).unwrap().ca_hash(), Some(HASH));
     }
 }

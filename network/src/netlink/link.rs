@@ -72,9 +72,7 @@ impl Netlink {
         body[4..8].copy_from_slice(&index.to_ne_bytes());
         match self.get_link(&body)? {
             Some(device) => Ok(device.interface),
-            None => Err(Error::Answer {
-                detail: "no device in the answer",
-            }),
+            None => Err(Error::Answer { detail: "no device in the answer" }),
         }
     }
 
@@ -83,9 +81,7 @@ impl Netlink {
         let mut body = vec![0; BODY];
         attribute(&mut body, libc::IFLA_IFNAME, &c_string(name));
         match self.get_link(&body) {
-            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
-                Ok(None)
-            }
+            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             other => other,
         }
     }
@@ -93,29 +89,17 @@ impl Netlink {
     fn get_link(&mut self, body: &[u8]) -> Result<Option<Device>> {
         let mut found = None;
         let flags = libc::NLM_F_REQUEST;
-        self.request(
-            libc::RTM_GETLINK,
-            flags,
-            body,
-            "look at a device",
-            |message| {
-                found = Some(decode(message.body)?);
-                Ok(())
-            },
-        )?;
+        self.request(libc::RTM_GETLINK, flags, body, "look at a device", |message| {
+            found = Some(decode(message.body)?);
+            Ok(())
+        })?;
         Ok(found)
     }
 
     /// Makes a vxlan device. One of that name must not be there.
     pub(crate) fn create_vxlan(&mut self, options: &DeviceOptions) -> Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        self.request(
-            libc::RTM_NEWLINK,
-            flags,
-            &encode_vxlan(options),
-            "make the vxlan device",
-            |_| Ok(()),
-        )
+        self.request(libc::RTM_NEWLINK, flags, &encode_vxlan(options), "make the vxlan device", |_| Ok(()))
     }
 
     /// Switches a device on and sets its MTU.
@@ -127,13 +111,7 @@ impl Netlink {
         body[12..16].copy_from_slice(&up.to_ne_bytes());
         attribute(&mut body, libc::IFLA_MTU, &mtu.to_ne_bytes());
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        self.request(
-            libc::RTM_NEWLINK,
-            flags,
-            &body,
-            "switch a device on",
-            |_| Ok(()),
-        )
+        self.request(libc::RTM_NEWLINK, flags, &body, "switch a device on", |_| Ok(()))
     }
 
     /// Removes a device.
@@ -141,9 +119,7 @@ impl Netlink {
         let mut body = vec![0; BODY];
         body[4..8].copy_from_slice(&index.to_ne_bytes());
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        self.request(libc::RTM_DELLINK, flags, &body, "remove a device", |_| {
-            Ok(())
-        })
+        self.request(libc::RTM_DELLINK, flags, &body, "remove a device", |_| Ok(()))
     }
 
     /// The addresses of all devices that are not link-local, with the device's index.
@@ -151,34 +127,20 @@ impl Netlink {
         let mut found = Vec::new();
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
         let body = [0; ADDRESS_BODY];
-        self.request(
-            libc::RTM_GETADDR,
-            flags,
-            &body,
-            "list addresses",
-            |message| {
-                if message.kind == libc::RTM_NEWADDR {
-                    found.extend(decode_address(message.body)?);
-                }
-                Ok(())
-            },
-        )?;
+        self.request(libc::RTM_GETADDR, flags, &body, "list addresses", |message| {
+            if message.kind == libc::RTM_NEWADDR {
+                found.extend(decode_address(message.body)?);
+            }
+            Ok(())
+        })?;
         Ok(found)
     }
 
     /// Gives a device an address; one that it has already is fine.
     pub(crate) fn add_address(&mut self, index: u32, net: IpNet) -> Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        match self.request(
-            libc::RTM_NEWADDR,
-            flags,
-            &encode_address(index, net),
-            "give a device an address",
-            |_| Ok(()),
-        ) {
-            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {
-                Ok(())
-            }
+        match self.request(libc::RTM_NEWADDR, flags, &encode_address(index, net), "give a device an address", |_| Ok(())) {
+            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
             other => other,
         }
     }
@@ -186,32 +148,20 @@ impl Netlink {
     /// Takes an address from a device.
     pub(crate) fn delete_address(&mut self, index: u32, net: IpNet) -> Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        self.request(
-            libc::RTM_DELADDR,
-            flags,
-            &encode_address(index, net),
-            "take an address from a device",
-            |_| Ok(()),
-        )
+        self.request(libc::RTM_DELADDR, flags, &encode_address(index, net), "take an address from a device", |_| Ok(()))
     }
 }
 
 /// The device of the default route (IPv4 first), by which other nodes reach this one; `None` without such a route.
 pub fn default_interface() -> Result<Option<Interface>> {
     let mut netlink = Netlink::open()?;
-    let index = netlink
-        .routes()?
-        .iter()
-        .find(|route| route.destination.prefix_len() == 0)
-        .and_then(|route| route.interface);
+    let index = netlink.routes()?.iter().find(|route| route.destination.prefix_len() == 0).and_then(|route| route.interface);
     index.map(|index| netlink.interface(index)).transpose()
 }
 
 /// The device of that name; `None` if there is none.
 pub fn interface(name: &str) -> Result<Option<Interface>> {
-    Ok(Netlink::open()?
-        .device(name)?
-        .map(|device| device.interface))
+    Ok(Netlink::open()?.device(name)?.map(|device| device.interface))
 }
 
 /// The device that has this address; `None` if none has.
@@ -219,9 +169,7 @@ pub fn interface_with(ip: IpAddr) -> Result<Option<Interface>> {
     let mut netlink = Netlink::open()?;
     let addresses = netlink.addresses()?;
     let found = addresses.iter().find(|(_, net)| net.addr() == ip);
-    found
-        .map(|(index, _)| netlink.interface(*index))
-        .transpose()
+    found.map(|(index, _)| netlink.interface(*index)).transpose()
 }
 
 /// Removes a device, such as the bridge that the CNI plugin made for us; one that is not there is removed already.
@@ -241,9 +189,7 @@ fn c_string(text: &str) -> Vec<u8> {
 
 fn decode_address(body: &[u8]) -> Result<Option<(u32, IpNet)>> {
     if body.len() < ADDRESS_BODY {
-        return Err(Error::Answer {
-            detail: "address shorter than its fixed part",
-        });
+        return Err(Error::Answer { detail: "address shorter than its fixed part" });
     }
     let (mut local, mut peer) = (None, None);
     for (kind, value) in attributes(&body[ADDRESS_BODY..])? {
@@ -257,9 +203,7 @@ fn decode_address(body: &[u8]) -> Result<Option<(u32, IpNet)>> {
         return Ok(None);
     };
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80);
-    let net = IpNet::new(ip, body[1]).map_err(|_| Error::Answer {
-        detail: "prefix longer than the address",
-    })?;
+    let net = IpNet::new(ip, body[1]).map_err(|_| Error::Answer { detail: "prefix longer than the address" })?;
     Ok((!link_local).then_some((u32_at(body, 4), net)))
 }
 
@@ -280,11 +224,7 @@ fn encode_vxlan(options: &DeviceOptions) -> Vec<u8> {
     let mut data = Vec::new();
     attribute(&mut data, VXLAN_ID, &options.vni.to_ne_bytes());
     attribute(&mut data, VXLAN_LINK, &options.underlay.to_ne_bytes());
-    let local = if options.local.is_ipv4() {
-        VXLAN_LOCAL
-    } else {
-        VXLAN_LOCAL6
-    };
+    let local = if options.local.is_ipv4() { VXLAN_LOCAL } else { VXLAN_LOCAL6 };
     attribute(&mut data, local, &octets(options.local));
     attribute(&mut data, VXLAN_LEARNING, &[0]);
     attribute(&mut data, VXLAN_PORT, &options.port.to_be_bytes());
@@ -304,19 +244,9 @@ fn encode_vxlan(options: &DeviceOptions) -> Vec<u8> {
 
 fn decode(body: &[u8]) -> Result<Device> {
     if body.len() < BODY {
-        return Err(Error::Answer {
-            detail: "device shorter than its fixed part",
-        });
+        return Err(Error::Answer { detail: "device shorter than its fixed part" });
     }
-    let mut device = Device {
-        interface: Interface {
-            name: String::new(),
-            index: u32_at(body, 4),
-            mtu: 1500,
-        },
-        mac: None,
-        vxlan: None,
-    };
+    let mut device = Device { interface: Interface { name: String::new(), index: u32_at(body, 4), mtu: 1500 }, mac: None, vxlan: None };
     for (kind, value) in attributes(&body[BODY..])? {
         match kind {
             libc::IFLA_IFNAME => {
@@ -341,9 +271,7 @@ fn decode_info(value: &[u8]) -> Result<Option<VxlanFacts>> {
                 for (kind, value) in attributes(value)? {
                     match (kind, value.len()) {
                         (VXLAN_ID, 4) => facts.vni = u32_at(value, 0),
-                        (VXLAN_LINK, 4) => {
-                            facts.underlay = Some(u32_at(value, 0)).filter(|index| *index != 0)
-                        }
+                        (VXLAN_LINK, 4) => facts.underlay = Some(u32_at(value, 0)).filter(|index| *index != 0),
                         (VXLAN_LOCAL | VXLAN_LOCAL6, _) => {
                             facts.local = Some(address(value)?).filter(|ip| !ip.is_unspecified());
                         }
@@ -378,13 +306,7 @@ mod tests {
             let device = decode(&encode_vxlan(&options)).unwrap();
             assert_eq!(device.interface.name, "flannel.1");
             assert_eq!((device.interface.mtu, device.mac), (1450, options.mac));
-            let wanted = VxlanFacts {
-                vni: 1,
-                port: 8472,
-                underlay: Some(3),
-                local: Some(options.local),
-                learning: false,
-            };
+            let wanted = VxlanFacts { vni: 1, port: 8472, underlay: Some(3), local: Some(options.local), learning: false };
             assert_eq!(device.vxlan, Some(wanted));
         }
     }

@@ -11,8 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -41,21 +40,13 @@ struct Message<'a> {
 impl Netlink {
     pub(crate) fn open() -> Result<Netlink> {
         let open = || -> nix::Result<OwnedFd> {
-            let socket = socket(
-                AddressFamily::Netlink,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::NetlinkRoute,
-            )?;
+            let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
             bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
             // The kernel answers at once; the limit only keeps a bug from hanging the agent.
             setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
             Ok(socket)
         };
-        Ok(Netlink {
-            socket: open().map_err(failed("open a socket"))?,
-            sequence: 0,
-        })
+        Ok(Netlink { socket: open().map_err(failed("open a socket"))?, sequence: 0 })
     }
 
     /// Sends one request and hands every answer to `each` until the kernel says that it is done.
@@ -73,8 +64,7 @@ impl Netlink {
         let many = flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
         let mut buffer = vec![0; 64 * 1024];
         loop {
-            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                .map_err(failed(operation))?;
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(failed(operation))?;
             for message in decode(&buffer[..length])? {
                 if message.sequence != self.sequence {
                     continue;
@@ -82,15 +72,10 @@ impl Netlink {
                 match i32::from(message.kind) {
                     libc::NLMSG_DONE => return Ok(()),
                     libc::NLMSG_ERROR => {
-                        let number = message.body.first_chunk().ok_or(Error::Answer {
-                            detail: "error without a number",
-                        })?;
+                        let number = message.body.first_chunk().ok_or(Error::Answer { detail: "error without a number" })?;
                         return match i32::from_ne_bytes(*number) {
                             0 => Ok(()),
-                            negative => Err(Error::Netlink {
-                                operation,
-                                source: io::Error::from_raw_os_error(-negative),
-                            }),
+                            negative => Err(Error::Netlink { operation, source: io::Error::from_raw_os_error(-negative) }),
                         };
                     }
                     _ => {
@@ -106,10 +91,7 @@ impl Netlink {
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(nix::errno::Errno) -> Error {
-    move |errno| Error::Netlink {
-        operation,
-        source: errno.into(),
-    }
+    move |errno| Error::Netlink { operation, source: errno.into() }
 }
 
 fn encode(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
@@ -129,15 +111,9 @@ fn decode(mut packet: &[u8]) -> Result<Vec<Message<'_>>> {
     while packet.len() >= HEADER {
         let length = u32_at(packet, 0) as usize;
         if length < HEADER || length > packet.len() {
-            return Err(Error::Answer {
-                detail: "length of a message beyond its packet",
-            });
+            return Err(Error::Answer { detail: "length of a message beyond its packet" });
         }
-        messages.push(Message {
-            kind: u16_at(packet, 4),
-            sequence: u32_at(packet, 8),
-            body: &packet[HEADER..length],
-        });
+        messages.push(Message { kind: u16_at(packet, 4), sequence: u32_at(packet, 8), body: &packet[HEADER..length] });
         packet = &packet[aligned(length).min(packet.len())..];
     }
     Ok(messages)
@@ -156,9 +132,7 @@ fn attributes(mut bytes: &[u8]) -> Result<Vec<(u16, &[u8])>> {
     while bytes.len() >= 4 {
         let length = usize::from(u16_at(bytes, 0));
         if length < 4 || length > bytes.len() {
-            return Err(Error::Answer {
-                detail: "length of an attribute beyond its message",
-            });
+            return Err(Error::Answer { detail: "length of an attribute beyond its message" });
         }
         // The upper two bits are flags (nested, network order).
         all.push((u16_at(bytes, 2) & 0x3fff, &bytes[4..length]));
@@ -182,9 +156,7 @@ fn address(bytes: &[u8]) -> Result<IpAddr> {
             octets.copy_from_slice(bytes);
             Ok(IpAddr::from(octets))
         }
-        _ => Err(Error::Answer {
-            detail: "address of neither 4 nor 16 bytes",
-        }),
+        _ => Err(Error::Answer { detail: "address of neither 4 nor 16 bytes" }),
     }
 }
 

@@ -29,48 +29,27 @@ impl Netlink {
             let mut body = vec![0; BODY];
             body[0] = family as u8;
             let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-            self.request(
-                libc::RTM_GETNEIGH,
-                flags,
-                &body,
-                "list neighbours",
-                |message| {
-                    if message.kind == libc::RTM_NEWNEIGH {
-                        found.extend(decode(message.body, device)?);
-                    }
-                    Ok(())
-                },
-            )?;
+            self.request(libc::RTM_GETNEIGH, flags, &body, "list neighbours", |message| {
+                if message.kind == libc::RTM_NEWNEIGH {
+                    found.extend(decode(message.body, device)?);
+                }
+                Ok(())
+            })?;
         }
         Ok(found)
     }
 
     /// Adds an entry, or gives an existing one the new value.
     pub(crate) fn set_neighbour(&mut self, device: u32, entry: &Neighbour) -> Result<()> {
-        let flags =
-            libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        self.request(
-            libc::RTM_NEWNEIGH,
-            flags,
-            &encode(device, entry),
-            "set a neighbour",
-            |_| Ok(()),
-        )
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        self.request(libc::RTM_NEWNEIGH, flags, &encode(device, entry), "set a neighbour", |_| Ok(()))
     }
 
     /// Removes an entry; one that is not there is removed already.
     pub(crate) fn delete_neighbour(&mut self, device: u32, entry: &Neighbour) -> Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        match self.request(
-            libc::RTM_DELNEIGH,
-            flags,
-            &encode(device, entry),
-            "remove a neighbour",
-            |_| Ok(()),
-        ) {
-            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
-                Ok(())
-            }
+        match self.request(libc::RTM_DELNEIGH, flags, &encode(device, entry), "remove a neighbour", |_| Ok(())) {
+            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
     }
@@ -98,9 +77,7 @@ fn encode(device: u32, entry: &Neighbour) -> Vec<u8> {
 /// `None` for an entry of another device, or one that the kernel learned.
 fn decode(body: &[u8], device: u32) -> Result<Option<Neighbour>> {
     if body.len() < BODY {
-        return Err(Error::Answer {
-            detail: "neighbour shorter than its fixed part",
-        });
+        return Err(Error::Answer { detail: "neighbour shorter than its fixed part" });
     }
     if u32_at(body, 4) != device || u16_at(body, 8) & NUD_PERMANENT == 0 {
         return Ok(None);

@@ -52,18 +52,12 @@ impl Netlink {
             Err(Error::Netlink { source, .. }) => {
                 let same = source.raw_os_error() == Some(libc::EEXIST)
                     && self.routes()?.iter().any(|there| {
-                        there.destination == route.destination
-                            && there.gateway == Some(route.gateway)
-                            && there.protocol == protocol
+                        there.destination == route.destination && there.gateway == Some(route.gateway) && there.protocol == protocol
                     });
                 if same {
                     return Ok(());
                 }
-                Err(Error::Route {
-                    operation: "add",
-                    destination: route.destination,
-                    source,
-                })
+                Err(Error::Route { operation: "add", destination: route.destination, source })
             }
             other => other,
         }
@@ -73,17 +67,9 @@ impl Netlink {
     pub(crate) fn delete_route(&mut self, route: &Route, protocol: u8) -> Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
         let body = encode_route(route, protocol);
-        match self.request(libc::RTM_DELROUTE, flags, &body, "delete a route", |_| {
-            Ok(())
-        }) {
-            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
-                Ok(())
-            }
-            Err(Error::Netlink { source, .. }) => Err(Error::Route {
-                operation: "delete",
-                destination: route.destination,
-                source,
-            }),
+        match self.request(libc::RTM_DELROUTE, flags, &body, "delete a route", |_| Ok(())) {
+            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            Err(Error::Netlink { source, .. }) => Err(Error::Route { operation: "delete", destination: route.destination, source }),
             other => other,
         }
     }
@@ -105,17 +91,9 @@ fn encode_route(route: &Route, protocol: u8) -> Vec<u8> {
         libc::RTN_UNICAST,
     ];
     // A next hop outside the device's own network is taken at its word.
-    let flags: u32 = if route.device.is_some() {
-        RTNH_F_ONLINK
-    } else {
-        0
-    };
+    let flags: u32 = if route.device.is_some() { RTNH_F_ONLINK } else { 0 };
     body.extend(flags.to_ne_bytes());
-    attribute(
-        &mut body,
-        libc::RTA_DST,
-        &octets(route.destination.network()),
-    );
+    attribute(&mut body, libc::RTA_DST, &octets(route.destination.network()));
     attribute(&mut body, libc::RTA_GATEWAY, &octets(route.gateway));
     if let Some(device) = route.device {
         attribute(&mut body, libc::RTA_OIF, &device.to_ne_bytes());
@@ -126,20 +104,14 @@ fn encode_route(route: &Route, protocol: u8) -> Vec<u8> {
 /// `None` for a route that is not a unicast one of the main table.
 fn decode_route(body: &[u8]) -> Result<Option<ExistingRoute>> {
     if body.len() < BODY {
-        return Err(Error::Answer {
-            detail: "route shorter than its fixed part",
-        });
+        return Err(Error::Answer { detail: "route shorter than its fixed part" });
     }
     let (family, prefix, table, protocol, kind) = (body[0], body[1], body[4], body[5], body[7]);
     if table != TABLE_MAIN || kind != libc::RTN_UNICAST {
         return Ok(None);
     }
     let v4 = i32::from(family) == libc::AF_INET;
-    let mut destination = if v4 {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    } else {
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-    };
+    let mut destination = if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let (mut gateway, mut interface) = (None, None);
     for (kind, value) in attributes(&body[BODY..])? {
         match kind {
@@ -149,15 +121,8 @@ fn decode_route(body: &[u8]) -> Result<Option<ExistingRoute>> {
             _ => {}
         }
     }
-    let destination = IpNet::new(destination, prefix).map_err(|_| Error::Answer {
-        detail: "prefix longer than the address",
-    })?;
-    Ok(Some(ExistingRoute {
-        destination,
-        gateway,
-        protocol,
-        interface,
-    }))
+    let destination = IpNet::new(destination, prefix).map_err(|_| Error::Answer { detail: "prefix longer than the address" })?;
+    Ok(Some(ExistingRoute { destination, gateway, protocol, interface }))
 }
 
 #[cfg(test)]
@@ -166,29 +131,17 @@ mod tests {
     use super::*;
 
     fn route(destination: &str, gateway: &str) -> Route {
-        Route {
-            destination: destination.parse().unwrap(),
-            gateway: gateway.parse().unwrap(),
-            device: None,
-        }
+        Route { destination: destination.parse().unwrap(), gateway: gateway.parse().unwrap(), device: None }
     }
 
     #[test]
     fn a_route_reads_back_as_it_was_written() {
-        for (destination, gateway) in [
-            ("10.42.1.0/24", "192.168.1.11"),
-            ("fd00:42:0:1::/64", "fd01::b"),
-        ] {
+        for (destination, gateway) in [("10.42.1.0/24", "192.168.1.11"), ("fd00:42:0:1::/64", "fd01::b")] {
             let route = route(destination, gateway);
             let found = decode_route(&encode_route(&route, 233)).unwrap().unwrap();
             assert_eq!(
                 found,
-                ExistingRoute {
-                    destination: route.destination,
-                    gateway: Some(route.gateway),
-                    protocol: 233,
-                    interface: None
-                }
+                ExistingRoute { destination: route.destination, gateway: Some(route.gateway), protocol: 233, interface: None }
             );
         }
     }
@@ -198,20 +151,12 @@ mod tests {
         let body = encode_route(&route("10.42.1.0/24", "192.168.1.11"), 233);
         assert_eq!(body[..12], [2, 24, 0, 0, 254, 233, 0, 1, 0, 0, 0, 0]);
         #[cfg(target_endian = "little")]
-        assert_eq!(
-            body[12..],
-            [8, 0, 1, 0, 10, 42, 1, 0, 8, 0, 5, 0, 192, 168, 1, 11]
-        );
+        assert_eq!(body[12..], [8, 0, 1, 0, 10, 42, 1, 0, 8, 0, 5, 0, 192, 168, 1, 11]);
     }
 
     #[test]
     fn broken_answers_are_errors_not_panics() {
-        let good = encode(
-            24,
-            0,
-            7,
-            &encode_route(&route("10.42.1.0/24", "192.168.1.11"), 1),
-        );
+        let good = encode(24, 0, 7, &encode_route(&route("10.42.1.0/24", "192.168.1.11"), 1));
         assert_eq!(decode(&good).unwrap().len(), 1);
         for cut in 0..good.len() {
             for message in decode(&good[..cut]).unwrap_or_default() {

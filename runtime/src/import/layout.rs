@@ -102,10 +102,7 @@ pub(crate) fn plan(archive: &Archive) -> Result<Plan> {
         }
     }
     let Some(extent) = saved else {
-        return Err(damaged(
-            archive.path(),
-            "it has neither index.json (OCI layout) nor manifest.json (docker save)",
-        ));
+        return Err(damaged(archive.path(), "it has neither index.json (OCI layout) nor manifest.json (docker save)"));
     };
     let list: Vec<Saved> = document(archive, extent, "manifest.json")?;
     named(archive, docker(archive, list)?)
@@ -113,21 +110,13 @@ pub(crate) fn plan(archive: &Archive) -> Result<Plan> {
 
 fn named(archive: &Archive, plan: Plan) -> Result<Plan> {
     if plan.images.is_empty() {
-        return Err(damaged(
-            archive.path(),
-            "no image in it has a name; save it with name and tag",
-        ));
+        return Err(damaged(archive.path(), "no image in it has a name; save it with name and tag"));
     }
     Ok(plan)
 }
 
-fn document<T: serde::de::DeserializeOwned>(
-    archive: &Archive,
-    extent: Extent,
-    name: &str,
-) -> Result<T> {
-    serde_json::from_slice(&archive.read(extent)?)
-        .map_err(|e| damaged(archive.path(), format!("{name}: {e}")))
+fn document<T: serde::de::DeserializeOwned>(archive: &Archive, extent: Extent, name: &str) -> Result<T> {
+    serde_json::from_slice(&archive.read(extent)?).map_err(|e| damaged(archive.path(), format!("{name}: {e}")))
 }
 
 fn oci(archive: &Archive, index: Index) -> Result<Plan> {
@@ -138,17 +127,9 @@ fn oci(archive: &Archive, index: Index) -> Result<Plan> {
             continue;
         };
         if !take(archive, &descriptor, &mut plan, &mut seen, 0)? {
-            return Err(damaged(
-                archive.path(),
-                format!("{name} lacks blob {}", descriptor.digest),
-            ));
+            return Err(damaged(archive.path(), format!("{name} lacks blob {}", descriptor.digest)));
         }
-        plan.images.push(Image {
-            name,
-            media_type: descriptor.media_type,
-            digest: descriptor.digest,
-            size: descriptor.size,
-        });
+        plan.images.push(Image { name, media_type: descriptor.media_type, digest: descriptor.digest, size: descriptor.size });
     }
     Ok(plan)
 }
@@ -157,32 +138,16 @@ fn oci(archive: &Archive, index: Index) -> Result<Plan> {
 fn name_of(annotations: &BTreeMap<String, String>) -> Option<String> {
     annotations
         .get("io.containerd.image.name")
-        .or_else(|| {
-            annotations
-                .get("org.opencontainers.image.ref.name")
-                .filter(|name| name.contains([':', '/']))
-        })
+        .or_else(|| annotations.get("org.opencontainers.image.ref.name").filter(|name| name.contains([':', '/'])))
         .map(|name| normalise(name))
 }
 
 /// Adds a blob and what it names. `false`: it is not in the archive, which is in order for the platforms of an index
 /// that were not saved.
-fn take(
-    archive: &Archive,
-    descriptor: &Descriptor,
-    plan: &mut Plan,
-    seen: &mut BTreeSet<String>,
-    depth: usize,
-) -> Result<bool> {
-    let Some(hex) = descriptor
-        .digest
-        .strip_prefix("sha256:")
-        .filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+fn take(archive: &Archive, descriptor: &Descriptor, plan: &mut Plan, seen: &mut BTreeSet<String>, depth: usize) -> Result<bool> {
+    let Some(hex) = descriptor.digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
     else {
-        return Err(damaged(
-            archive.path(),
-            format!("digest {:?} is not a sha256", descriptor.digest),
-        ));
+        return Err(damaged(archive.path(), format!("digest {:?} is not a sha256", descriptor.digest)));
     };
     let Some(extent) = archive.find(&format!("blobs/sha256/{hex}")) else {
         return Ok(false);
@@ -193,37 +158,21 @@ fn take(
     if seen.contains(&descriptor.digest) {
         return Ok(true);
     }
-    let missing = |part: &Descriptor| {
-        damaged(
-            archive.path(),
-            format!("manifest {} lacks blob {}", descriptor.digest, part.digest),
-        )
-    };
+    let missing = |part: &Descriptor| damaged(archive.path(), format!("manifest {} lacks blob {}", descriptor.digest, part.digest));
     let mut labels = BTreeMap::new();
     match descriptor.media_type.as_str() {
-        "application/vnd.oci.image.index.v1+json"
-        | "application/vnd.docker.distribution.manifest.list.v2+json" => {
+        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
             let index: Index = document(archive, extent, &descriptor.digest)?;
             let mut any = false;
             for (i, child) in index.manifests.iter().enumerate() {
                 any |= take(archive, child, plan, seen, depth + 1)?;
-                labels.insert(
-                    format!("containerd.io/gc.ref.content.m.{i}"),
-                    child.digest.clone(),
-                );
+                labels.insert(format!("containerd.io/gc.ref.content.m.{i}"), child.digest.clone());
             }
             if !any {
-                return Err(damaged(
-                    archive.path(),
-                    format!(
-                        "none of the manifests of index {} is in it",
-                        descriptor.digest
-                    ),
-                ));
+                return Err(damaged(archive.path(), format!("none of the manifests of index {} is in it", descriptor.digest)));
             }
         }
-        "application/vnd.oci.image.manifest.v1+json"
-        | "application/vnd.docker.distribution.manifest.v2+json" => {
+        "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
             let manifest: Manifest = document(archive, extent, &descriptor.digest)?;
             if !take(archive, &manifest.config, plan, seen, depth + 1)? {
                 return Err(missing(&manifest.config));
@@ -238,28 +187,14 @@ fn take(
         _ => {}
     }
     seen.insert(descriptor.digest.clone());
-    plan.blobs.push(Blob {
-        digest: descriptor.digest.clone(),
-        content: Content::Archived(extent),
-        labels,
-    });
+    plan.blobs.push(Blob { digest: descriptor.digest.clone(), content: Content::Archived(extent), labels });
     Ok(true)
 }
 
 /// The labels containerd's own client puts on a manifest.
 fn manifest_labels(manifest: &Manifest) -> BTreeMap<String, String> {
-    let layers = manifest.layers.iter().enumerate().map(|(i, layer)| {
-        (
-            format!("containerd.io/gc.ref.content.l.{i}"),
-            layer.digest.clone(),
-        )
-    });
-    std::iter::once((
-        "containerd.io/gc.ref.content.config".to_owned(),
-        manifest.config.digest.clone(),
-    ))
-    .chain(layers)
-    .collect()
+    let layers = manifest.layers.iter().enumerate().map(|(i, layer)| (format!("containerd.io/gc.ref.content.l.{i}"), layer.digest.clone()));
+    std::iter::once(("containerd.io/gc.ref.content.config".to_owned(), manifest.config.digest.clone())).chain(layers).collect()
 }
 
 /// `docker save` has no manifest of its own; one is made from the files, with the media types Docker's registry uses.
@@ -272,9 +207,7 @@ fn docker(archive: &Archive, list: Vec<Saved>) -> Result<Plan> {
             continue;
         }
         let mut part = |name: &str, config: bool| -> Result<Descriptor> {
-            let extent = archive
-                .find(name)
-                .ok_or_else(|| damaged(archive.path(), format!("{} lacks file {name}", tags[0])))?;
+            let extent = archive.find(name).ok_or_else(|| damaged(archive.path(), format!("{} lacks file {name}", tags[0])))?;
             let (digest, gzip) = hash(archive, extent)?;
             let media_type = match (config, gzip) {
                 (true, _) => "application/vnd.docker.container.image.v1+json",
@@ -282,11 +215,7 @@ fn docker(archive: &Archive, list: Vec<Saved>) -> Result<Plan> {
                 (false, false) => "application/vnd.docker.image.rootfs.diff.tar",
             };
             if seen.insert(digest.clone()) {
-                plan.blobs.push(Blob {
-                    digest: digest.clone(),
-                    content: Content::Archived(extent),
-                    labels: BTreeMap::new(),
-                });
+                plan.blobs.push(Blob { digest: digest.clone(), content: Content::Archived(extent), labels: BTreeMap::new() });
             }
             Ok(Descriptor {
                 media_type: media_type.to_owned(),
@@ -296,19 +225,10 @@ fn docker(archive: &Archive, list: Vec<Saved>) -> Result<Plan> {
             })
         };
         let config = part(&saved.config, true)?;
-        let layers = saved
-            .layers
-            .iter()
-            .map(|layer| part(layer, false))
-            .collect::<Result<Vec<_>>>()?;
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: "application/vnd.docker.distribution.manifest.v2+json".to_owned(),
-            config,
-            layers,
-        };
-        let bytes = serde_json::to_vec(&manifest)
-            .map_err(|e| damaged(archive.path(), format!("manifest: {e}")))?;
+        let layers = saved.layers.iter().map(|layer| part(layer, false)).collect::<Result<Vec<_>>>()?;
+        let manifest =
+            Manifest { schema_version: 2, media_type: "application/vnd.docker.distribution.manifest.v2+json".to_owned(), config, layers };
+        let bytes = serde_json::to_vec(&manifest).map_err(|e| damaged(archive.path(), format!("manifest: {e}")))?;
         let name = format!("sha256:{}", hex(digest(&SHA256, &bytes).as_ref()));
         plan.images.extend(tags.iter().map(|tag| Image {
             name: normalise(tag),
@@ -317,11 +237,7 @@ fn docker(archive: &Archive, list: Vec<Saved>) -> Result<Plan> {
             size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
         }));
         if seen.insert(name.clone()) {
-            plan.blobs.push(Blob {
-                digest: name,
-                labels: manifest_labels(&manifest),
-                content: Content::Made(bytes),
-            });
+            plan.blobs.push(Blob { digest: name, labels: manifest_labels(&manifest), content: Content::Made(bytes) });
         }
     }
     Ok(plan)
@@ -338,18 +254,13 @@ fn hash(archive: &Archive, extent: Extent) -> Result<(String, bool)> {
     let mut buffer = vec![0; 256 << 10];
     let mut gzip = None;
     while left > 0 {
-        let want = usize::try_from(left)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         file.read_exact(&mut buffer[..want]).map_err(failed)?;
         gzip.get_or_insert(buffer[..want].starts_with(&[0x1f, 0x8b]));
         context.update(&buffer[..want]);
         left -= want as u64;
     }
-    Ok((
-        format!("sha256:{}", hex(context.finish().as_ref())),
-        gzip.unwrap_or(false),
-    ))
+    Ok((format!("sha256:{}", hex(context.finish().as_ref())), gzip.unwrap_or(false)))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -375,11 +286,7 @@ mod tests {
             std::fs::write(path, content).unwrap();
         }
         let tar = dir.path().join("image.tar");
-        let status = Command::new("tar")
-            .args([Path::new("-C"), &root, Path::new("-cf"), &tar])
-            .arg(".")
-            .status()
-            .unwrap();
+        let status = Command::new("tar").args([Path::new("-C"), &root, Path::new("-cf"), &tar]).arg(".").status().unwrap();
         assert!(status.success());
         let archive = Archive::open(&tar).unwrap();
         (dir, archive)
@@ -407,13 +314,7 @@ mod tests {
         let top = format!(
             r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"{index}","size":7,"annotations":{{"io.containerd.image.name":"docker.io/library/a:1","org.opencontainers.image.ref.name":"1"}}}}]}}"#
         );
-        vec![
-            config_file,
-            layer_file,
-            manifest_file,
-            index_file,
-            ("index.json".into(), top.into_bytes()),
-        ]
+        vec![config_file, layer_file, manifest_file, index_file, ("index.json".into(), top.into_bytes())]
     }
 
     #[test]
@@ -426,19 +327,10 @@ mod tests {
         assert_eq!(sizes[..2], [2, 5], "config, layer, then manifest and index");
         assert_eq!(plan.blobs.len(), 4);
         let labels = &plan.blobs[2].labels;
-        assert_eq!(
-            labels["containerd.io/gc.ref.content.config"],
-            plan.blobs[0].digest
-        );
-        assert_eq!(
-            labels["containerd.io/gc.ref.content.l.0"],
-            plan.blobs[1].digest
-        );
+        assert_eq!(labels["containerd.io/gc.ref.content.config"], plan.blobs[0].digest);
+        assert_eq!(labels["containerd.io/gc.ref.content.l.0"], plan.blobs[1].digest);
         let labels = &plan.blobs[3].labels;
-        assert_eq!(
-            labels["containerd.io/gc.ref.content.m.1"],
-            plan.blobs[2].digest
-        );
+        assert_eq!(labels["containerd.io/gc.ref.content.m.1"], plan.blobs[2].digest);
         assert_eq!(plan.images[0].digest, plan.blobs[3].digest);
     }
 
@@ -449,26 +341,21 @@ mod tests {
             ("l/layer.tar".to_owned(), b"layer".to_vec()),
             (
                 "manifest.json".to_owned(),
-                br#"[{"Config":"c.json","RepoTags":["a:1","b"],"Layers":["l/layer.tar"]},{"Config":"x","RepoTags":null,"Layers":[]}]"#.to_vec(),
+                br#"[{"Config":"c.json","RepoTags":["a:1","b"],"Layers":["l/layer.tar"]},{"Config":"x","RepoTags":null,"Layers":[]}]"#
+                    .to_vec(),
             ),
         ];
         let (_dir, archive) = pack(&files);
         let plan = plan(&archive).unwrap();
         let names: Vec<&str> = plan.images.iter().map(|i| i.name.as_str()).collect();
-        assert_eq!(
-            names,
-            ["docker.io/library/a:1", "docker.io/library/b:latest"]
-        );
+        assert_eq!(names, ["docker.io/library/a:1", "docker.io/library/b:latest"]);
         assert_eq!(plan.blobs.len(), 3);
         let Content::Made(made) = &plan.blobs[2].content else {
             panic!("the manifest comes last");
         };
         let manifest: Manifest = serde_json::from_slice(made).unwrap();
         assert_eq!(manifest.config.digest, plan.blobs[0].digest);
-        assert_eq!(
-            manifest.layers[0].media_type,
-            "application/vnd.docker.image.rootfs.diff.tar"
-        );
+        assert_eq!(manifest.layers[0].media_type, "application/vnd.docker.image.rootfs.diff.tar");
     }
 
     #[test]
@@ -480,9 +367,7 @@ mod tests {
         };
         let nameless = |mut files: Vec<(String, Vec<u8>)>| {
             let top = files.pop().unwrap().1;
-            let top = String::from_utf8(top)
-                .unwrap()
-                .replace("io.containerd.image.name", "x");
+            let top = String::from_utf8(top).unwrap().replace("io.containerd.image.name", "x");
             files.push(("index.json".into(), top.into_bytes()));
             files
         };
@@ -491,10 +376,7 @@ mod tests {
             (without(r#"{"schema"#), "none of the manifests"),
             (nameless(layout()), "no image in it has a name"),
             (vec![("readme".into(), vec![])], "neither index.json"),
-            (
-                vec![("index.json".into(), b"{".to_vec())],
-                "index.json: EOF",
-            ),
+            (vec![("index.json".into(), b"{".to_vec())], "index.json: EOF"),
         ];
         for (files, words) in table {
             let (_dir, archive) = pack(&files);

@@ -28,11 +28,7 @@ pub async fn import_tar(client: &Client, path: &Path) -> Result<Vec<String>> {
 
 /// As [`import_tar`], and marks the images named in `pinned` (in any spelling) as never to be collected: the pause
 /// image, without which no pod starts.
-pub async fn import_tar_pinned(
-    client: &Client,
-    path: &Path,
-    pinned: &[&str],
-) -> Result<Vec<String>> {
+pub async fn import_tar_pinned(client: &Client, path: &Path, pinned: &[&str]) -> Result<Vec<String>> {
     let pinned: Vec<String> = pinned.iter().map(|name| normalise(name)).collect();
     let archive = path.to_owned();
     let (plan, plain) = tokio::task::spawn_blocking(move || -> Result<_> {
@@ -69,11 +65,7 @@ async fn noticed(client: &Client, name: &str) -> Result<()> {
         match client.image_status(name).await? {
             Some(_) => return Ok(()),
             None if tokio::time::Instant::now() >= end => {
-                return Err(Error::Deadline {
-                    verb: "ImageStatus",
-                    subject: name.to_owned(),
-                    limit: NOTICE,
-                });
+                return Err(Error::Deadline { verb: "ImageStatus", subject: name.to_owned(), limit: NOTICE });
             }
             None => tokio::time::sleep(pause).await,
         }

@@ -8,22 +8,10 @@ pub fn normalise(name: &str) -> String {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
         _ => ("docker.io", name),
     };
-    let registry = if registry == "index.docker.io" {
-        "docker.io"
-    } else {
-        registry
-    };
-    let library = if registry == "docker.io" && !rest.contains('/') {
-        "library/"
-    } else {
-        ""
-    };
+    let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
+    let library = if registry == "docker.io" && !rest.contains('/') { "library/" } else { "" };
     let last = rest.rsplit('/').next().unwrap_or(rest);
-    let tag = if last.contains([':', '@']) {
-        ""
-    } else {
-        ":latest"
-    };
+    let tag = if last.contains([':', '@']) { "" } else { ":latest" };
     format!("{registry}/{library}{rest}{tag}")
 }
 
@@ -36,10 +24,7 @@ mod tests {
         let table = [
             ("nginx", "docker.io/library/nginx:latest"),
             ("nginx:alpine", "docker.io/library/nginx:alpine"),
-            (
-                "rancher/mirrored-pause:3.10.2",
-                "docker.io/rancher/mirrored-pause:3.10.2",
-            ),
+            ("rancher/mirrored-pause:3.10.2", "docker.io/rancher/mirrored-pause:3.10.2"),
             ("docker.io/nginx", "docker.io/library/nginx:latest"),
             ("index.docker.io/a/b:1", "docker.io/a/b:1"),
             ("localhost/app", "localhost/app:latest"),

@@ -39,61 +39,32 @@ impl Store {
     pub(crate) async fn begin(client: &Client) -> Result<Self> {
         let channel = client.channel();
         let now = OffsetDateTime::now_utc();
-        let lease = format!(
-            "edge-import-{}-{}",
-            std::process::id(),
-            now.unix_timestamp_nanos()
-        );
+        let lease = format!("edge-import-{}-{}", std::process::id(), now.unix_timestamp_nanos());
         let end = (now + LEASE).format(&Rfc3339).unwrap_or_default();
-        let request = api::CreateRequest {
-            id: lease.clone(),
-            labels: HashMap::from([("containerd.io/gc.expire".to_owned(), end)]),
-        };
-        LeasesClient::new(channel.clone())
-            .create(namespaced(request))
-            .await
-            .map_err(|s| failed("leases.Create", &lease, s))?;
-        let header = lease.parse().map_err(|_| Error::Incomplete {
-            verb: "leases.Create",
-            subject: lease.clone(),
-            missing: "usable id",
-        })?;
-        Ok(Self {
-            channel,
-            lease,
-            header,
-        })
+        let request = api::CreateRequest { id: lease.clone(), labels: HashMap::from([("containerd.io/gc.expire".to_owned(), end)]) };
+        LeasesClient::new(channel.clone()).create(namespaced(request)).await.map_err(|s| failed("leases.Create", &lease, s))?;
+        let header =
+            lease.parse().map_err(|_| Error::Incomplete { verb: "leases.Create", subject: lease.clone(), missing: "usable id" })?;
+        Ok(Self { channel, lease, header })
     }
 
     /// Ends the lease: from here on the image names hold the content.
     pub(crate) async fn finish(self) -> Result<()> {
-        let request = api::DeleteRequest {
-            id: self.lease.clone(),
-            sync: false,
-        };
-        LeasesClient::new(self.channel)
-            .delete(namespaced(request))
-            .await
-            .map_err(|s| failed("leases.Delete", &self.lease, s))?;
+        let request = api::DeleteRequest { id: self.lease.clone(), sync: false };
+        LeasesClient::new(self.channel).delete(namespaced(request)).await.map_err(|s| failed("leases.Delete", &self.lease, s))?;
         Ok(())
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = namespaced(message);
-        request
-            .metadata_mut()
-            .insert("containerd-lease", self.header.clone());
+        request.metadata_mut().insert("containerd-lease", self.header.clone());
         request
     }
 
     /// Stores a blob unless it is there, and sees to its labels either way.
     pub(crate) async fn put(&self, archive: &Path, blob: &Blob) -> Result<()> {
         let mut content = ContentClient::new(self.channel.clone());
-        let present = content
-            .info(self.request(api::InfoRequest {
-                digest: blob.digest.clone(),
-            }))
-            .await;
+        let present = content.info(self.request(api::InfoRequest { digest: blob.digest.clone() })).await;
         let labels = match present {
             Ok(answer) => answer.into_inner().info.unwrap_or_default().labels,
             Err(status) if status.code() == Code::NotFound => {
@@ -101,31 +72,19 @@ impl Store {
             }
             Err(status) => return Err(failed("content.Info", &blob.digest, status)),
         };
-        let lacking: BTreeMap<_, _> = blob
-            .labels
-            .iter()
-            .filter(|(key, value)| labels.get(*key) != Some(*value))
-            .collect();
+        let lacking: BTreeMap<_, _> = blob.labels.iter().filter(|(key, value)| labels.get(*key) != Some(*value)).collect();
         if lacking.is_empty() {
             return Ok(());
         }
         let request = api::UpdateRequest {
-            update_mask: Some(prost_types::FieldMask {
-                paths: lacking.keys().map(|key| format!("labels.{key}")).collect(),
-            }),
+            update_mask: Some(prost_types::FieldMask { paths: lacking.keys().map(|key| format!("labels.{key}")).collect() }),
             info: Some(api::Info {
                 digest: blob.digest.clone(),
-                labels: lacking
-                    .into_iter()
-                    .map(|(key, value)| (key.clone(), value.clone()))
-                    .collect(),
+                labels: lacking.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
                 ..Default::default()
             }),
         };
-        content
-            .update(self.request(request))
-            .await
-            .map_err(|s| failed("content.Update", &blob.digest, s))?;
+        content.update(self.request(request)).await.map_err(|s| failed("content.Update", &blob.digest, s))?;
         Ok(())
     }
 
@@ -136,15 +95,9 @@ impl Store {
             reader: match &blob.content {
                 Content::Made(bytes) => Reader::Bytes(Bytes::copy_from_slice(bytes)),
                 Content::Archived(extent) => {
-                    let broken = |source| Error::File {
-                        action: "read",
-                        path: archive.to_owned(),
-                        source,
-                    };
+                    let broken = |source| Error::File { action: "read", path: archive.to_owned(), source };
                     let mut file = tokio::fs::File::open(archive).await.map_err(broken)?;
-                    file.seek(std::io::SeekFrom::Start(extent.offset))
-                        .await
-                        .map_err(broken)?;
+                    file.seek(std::io::SeekFrom::Start(extent.offset)).await.map_err(broken)?;
                     Reader::File(file)
                 }
             },
@@ -156,9 +109,7 @@ impl Store {
             done: false,
         };
         let stream = futures_util::stream::unfold(state, Upload::next);
-        let answer = ContentClient::new(self.channel.clone())
-            .write(self.request(stream))
-            .await;
+        let answer = ContentClient::new(self.channel.clone()).write(self.request(stream)).await;
         let written = match answer {
             Ok(answers) => drain(answers.into_inner()).await,
             Err(status) => Err(status),
@@ -168,22 +119,17 @@ impl Store {
             // Somebody else stored it meanwhile.
             Err(status) if status.code() == Code::AlreadyExists => Ok(()),
             // The stream ended before the commit was answered: the archive could not be read to its end.
-            Ok(false) => Err(super::tar::damaged(
-                archive,
-                format!("blob {} could not be read to its end", blob.digest),
-            )),
-            Err(status) if status.code() == Code::FailedPrecondition => Err(super::tar::damaged(
-                archive,
-                format!("blob {} is damaged: {}", blob.digest, status.message()),
-            )),
+            Ok(false) => Err(super::tar::damaged(archive, format!("blob {} could not be read to its end", blob.digest))),
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                Err(super::tar::damaged(archive, format!("blob {} is damaged: {}", blob.digest, status.message())))
+            }
             Err(status) => Err(failed("content.Write", &blob.digest, status)),
         }
     }
 
     /// Gives an image its name, moving the name if it stood for other content.
     pub(crate) async fn name(&self, image: &Image, pinned: bool) -> Result<()> {
-        let mut labels =
-            HashMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
+        let mut labels = HashMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
         if pinned {
             labels.insert("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());
         }
@@ -201,41 +147,27 @@ impl Store {
             ..Default::default()
         };
         let mut images = ImagesClient::new(self.channel.clone());
-        let create = api::CreateImageRequest {
-            image: Some(record.clone()),
-            source_date_epoch: None,
-        };
+        let create = api::CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
         match images.create(self.request(create)).await {
             Ok(_) => return Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {}
             Err(status) => return Err(failed("images.Create", &image.name, status)),
         }
-        let update = api::UpdateImageRequest {
-            image: Some(record),
-            update_mask: Some(prost_types::FieldMask { paths }),
-            source_date_epoch: None,
-        };
-        images
-            .update(self.request(update))
-            .await
-            .map_err(|s| failed("images.Update", &image.name, s))?;
+        let update =
+            api::UpdateImageRequest { image: Some(record), update_mask: Some(prost_types::FieldMask { paths }), source_date_epoch: None };
+        images.update(self.request(update)).await.map_err(|s| failed("images.Update", &image.name, s))?;
         Ok(())
     }
 }
 
 fn namespaced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert(
-        "containerd-namespace",
-        MetadataValue::from_static(NAMESPACE),
-    );
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
     request
 }
 
 /// Reads the answers to their end; whether the last was to a commit.
-async fn drain(
-    mut answers: tonic::Streaming<api::WriteContentResponse>,
-) -> std::result::Result<bool, tonic::Status> {
+async fn drain(mut answers: tonic::Streaming<api::WriteContentResponse>) -> std::result::Result<bool, tonic::Status> {
     let mut committed = false;
     while let Some(answer) = answers.message().await? {
         committed = answer.action() == api::WriteAction::Commit;
@@ -290,11 +222,7 @@ impl Upload {
             }
         };
         self.at += want as u64;
-        let write = api::WriteContentRequest {
-            action: api::WriteAction::Write.into(),
-            data,
-            ..message
-        };
+        let write = api::WriteContentRequest { action: api::WriteAction::Write.into(), data, ..message };
         Some((write, self))
     }
 }

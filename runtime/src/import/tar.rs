@@ -40,18 +40,12 @@ impl Archive {
     /// Reads the table of contents. Blocks; the time grows with the number of files, not with their size.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| file_error("open", path, e))?;
-        let length = file
-            .metadata()
-            .map_err(|e| file_error("read", path, e))?
-            .len();
+        let length = file.metadata().map_err(|e| file_error("read", path, e))?.len();
         let entries = scan(file, length).map_err(|problem| match problem {
             Problem::Io(e) => file_error("read", path, e),
             Problem::Format(text) => damaged(path, text),
         })?;
-        Ok(Self {
-            path: path.to_owned(),
-            entries,
-        })
+        Ok(Self { path: path.to_owned(), entries })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -74,10 +68,7 @@ impl Archive {
     /// A whole small file. Blocks.
     pub(crate) fn read(&self, extent: Extent) -> Result<Vec<u8>> {
         if extent.size > LARGEST_DOCUMENT {
-            return Err(damaged(
-                &self.path,
-                format!("a manifest of {} bytes", extent.size),
-            ));
+            return Err(damaged(&self.path, format!("a manifest of {} bytes", extent.size)));
         }
         let mut file = File::open(&self.path).map_err(|e| file_error("open", &self.path, e))?;
         let mut content = Vec::new();
@@ -89,18 +80,11 @@ impl Archive {
 }
 
 pub(crate) fn damaged(path: &Path, problem: impl Into<String>) -> Error {
-    Error::Archive {
-        path: path.to_owned(),
-        problem: problem.into(),
-    }
+    Error::Archive { path: path.to_owned(), problem: problem.into() }
 }
 
 pub(crate) fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> Error {
-    Error::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    Error::File { action, path: path.to_owned(), source }
 }
 
 enum Problem {
@@ -114,10 +98,7 @@ impl From<std::io::Error> for Problem {
     }
 }
 
-fn scan(
-    mut input: impl Read + Seek,
-    length: u64,
-) -> std::result::Result<BTreeMap<String, Entry>, Problem> {
+fn scan(mut input: impl Read + Seek, length: u64) -> std::result::Result<BTreeMap<String, Entry>, Problem> {
     let mut entries = BTreeMap::new();
     let mut at = 0;
     let mut long_name: Option<String> = None;
@@ -129,11 +110,7 @@ fn scan(
             if at == length && at > 0 {
                 return Ok(entries);
             }
-            return Err(Problem::Format(if length == 0 {
-                "it is empty".into()
-            } else {
-                "it is cut short; copy it again".into()
-            }));
+            return Err(Problem::Format(if length == 0 { "it is empty".into() } else { "it is cut short; copy it again".into() }));
         }
         let mut header = [0_u8; BLOCK as usize];
         input.seek(SeekFrom::Start(at))?;
@@ -143,14 +120,9 @@ fn scan(
         }
         check(&header, at)?;
         let kind = header[156];
-        let mut extent = Extent {
-            offset: at + BLOCK,
-            size: number(&header[124..136])?,
-        };
+        let mut extent = Extent { offset: at + BLOCK, size: number(&header[124..136])? };
         if let Some(size) = pax.get("size") {
-            extent.size = size
-                .parse()
-                .map_err(|_| Problem::Format(format!("a pax size of {size:?}")))?;
+            extent.size = size.parse().map_err(|_| Problem::Format(format!("a pax size of {size:?}")))?;
         }
         let next = extent
             .size
@@ -166,14 +138,8 @@ fn scan(
             b'x' => pax = pax_records(&content(&mut input, extent)?),
             b'g' => {}
             _ => {
-                let name = pax
-                    .remove("path")
-                    .or(long_name.take())
-                    .unwrap_or_else(|| short_name(&header));
-                let link = pax
-                    .remove("linkpath")
-                    .or(long_link.take())
-                    .unwrap_or_else(|| text(&header[157..257]));
+                let name = pax.remove("path").or(long_name.take()).unwrap_or_else(|| short_name(&header));
+                let link = pax.remove("linkpath").or(long_link.take()).unwrap_or_else(|| text(&header[157..257]));
                 let name = clean(&name);
                 match kind {
                     b'0' | 0 | b'7' => {
@@ -200,17 +166,11 @@ fn scan(
 
 /// Every header carries the sum of its own bytes, with the sum's field taken as blanks.
 fn check(header: &[u8; BLOCK as usize], at: u64) -> std::result::Result<(), Problem> {
-    let sum: u64 = header
-        .iter()
-        .enumerate()
-        .map(|(i, b)| u64::from(if (148..156).contains(&i) { b' ' } else { *b }))
-        .sum();
+    let sum: u64 = header.iter().enumerate().map(|(i, b)| u64::from(if (148..156).contains(&i) { b' ' } else { *b })).sum();
     match number(&header[148..156]) {
         Ok(stated) if stated == sum => Ok(()),
         _ if at == 0 => Err(Problem::Format("it is not a tar archive".into())),
-        _ => Err(Problem::Format(format!(
-            "the tar header at byte {at} is damaged; copy it again"
-        ))),
+        _ => Err(Problem::Format(format!("the tar header at byte {at} is damaged; copy it again"))),
     }
 }
 
@@ -232,15 +192,9 @@ fn number(field: &[u8]) -> std::result::Result<u64, Problem> {
     u64::from_str_radix(digits, 8).map_err(|_| bad())
 }
 
-fn content(
-    input: &mut (impl Read + Seek),
-    extent: Extent,
-) -> std::result::Result<Vec<u8>, Problem> {
+fn content(input: &mut (impl Read + Seek), extent: Extent) -> std::result::Result<Vec<u8>, Problem> {
     if extent.size > LONGEST_NAME {
-        return Err(Problem::Format(format!(
-            "a file name of {} bytes",
-            extent.size
-        )));
+        return Err(Problem::Format(format!("a file name of {} bytes", extent.size)));
     }
     input.seek(SeekFrom::Start(extent.offset))?;
     let mut bytes = Vec::new();
@@ -271,11 +225,7 @@ fn short_name(header: &[u8]) -> String {
     let name = text(&header[..100]);
     let prefix = text(&header[345..500]);
     // Only the POSIX form has a prefix; GNU's puts times there.
-    if header[257..263] == *b"ustar\0" && !prefix.is_empty() {
-        format!("{prefix}/{name}")
-    } else {
-        name
-    }
+    if header[257..263] == *b"ustar\0" && !prefix.is_empty() { format!("{prefix}/{name}") } else { name }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -313,11 +263,8 @@ mod tests {
         }
         std::os::unix::fs::symlink("../index.json", root.join("blobs/link")).unwrap();
         let file = dir.path().join("a.tar");
-        let done = Command::new("tar")
-            .args(["-C", root.to_str().unwrap(), "-cf", file.to_str().unwrap()])
-            .args([format, "."])
-            .status()
-            .unwrap();
+        let done =
+            Command::new("tar").args(["-C", root.to_str().unwrap(), "-cf", file.to_str().unwrap()]).args([format, "."]).status().unwrap();
         assert!(done.success());
         (dir, file)
     }
@@ -345,20 +292,11 @@ mod tests {
         let whole = std::fs::read(&file).unwrap();
         let mut flipped = whole.clone();
         flipped[600] ^= 0xff; // in the second entry's name or the first one's data
-        let second = whole
-            .chunks(512)
-            .skip(1)
-            .position(|b| b[257..262] == *b"ustar")
-            .unwrap()
-            + 1;
+        let second = whole.chunks(512).skip(1).position(|b| b[257..262] == *b"ustar").unwrap() + 1;
         let mut header = whole.clone();
         header[second * 512] ^= 0x01;
-        let table: [(&[u8], &str); 4] = [
-            (b"", "empty"),
-            (&[b'x'; 2000], "not a tar archive"),
-            (&whole[..1000], "cut short"),
-            (&header, "damaged"),
-        ];
+        let table: [(&[u8], &str); 4] =
+            [(b"", "empty"), (&[b'x'; 2000], "not a tar archive"), (&whole[..1000], "cut short"), (&header, "damaged")];
         for (bytes, words) in table {
             std::fs::write(&file, bytes).unwrap();
             let error = Archive::open(&file).unwrap_err().to_string();
@@ -371,10 +309,7 @@ mod tests {
         assert_eq!(clean("./a//b/../c"), "a/c");
         assert_eq!(clean("../../etc"), "etc");
         assert!(matches!(number(b"0000644\0"), Ok(0o644)));
-        assert!(matches!(
-            number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]),
-            Ok(65536)
-        ));
+        assert!(matches!(number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]), Ok(65536)));
         assert!(number(b"9\0").is_err());
         assert!(number(&[0xff; 12]).is_err());
     }

@@ -24,18 +24,12 @@ impl Plain {
             Ok(()) if magic.starts_with(&[0x1f, 0x8b]) => "gzip",
             Ok(()) if magic == [0x28, 0xb5, 0x2f, 0xfd] => "zstd",
             _ => {
-                return Ok(Self {
-                    path: archive.to_owned(),
-                    copy: false,
-                });
+                return Ok(Self { path: archive.to_owned(), copy: false });
             }
         };
         let name = archive.file_name().unwrap_or_default().to_string_lossy();
         // A leading dot, so that nobody takes the copy for an archive to import.
-        let plain = Self {
-            path: archive.with_file_name(format!(".{name}.{}.unpacked", std::process::id())),
-            copy: true,
-        };
+        let plain = Self { path: archive.with_file_name(format!(".{name}.{}.unpacked", std::process::id())), copy: true };
         unpack(program, archive, &plain.path)?;
         Ok(plain)
     }
@@ -56,27 +50,16 @@ impl Drop for Plain {
 fn unpack(program: &'static str, archive: &Path, to: &Path) -> Result<()> {
     let input = File::open(archive).map_err(|e| file_error("open", archive, e))?;
     let output = File::create(to).map_err(|e| file_error("create", to, e))?;
-    let done = Command::new(program)
-        .arg("-dc")
-        .stdin(input)
-        .stdout(output)
-        .stderr(Stdio::piped())
-        .output()
-        .map_err(|e| Error::Program {
+    let done =
+        Command::new(program).arg("-dc").stdin(input).stdout(output).stderr(Stdio::piped()).output().map_err(|e| Error::Program {
             program: program.to_owned(),
-            problem: format!(
-                "needed to unpack {} and cannot be run ({e}); apt-get install {program}",
-                archive.display()
-            ),
+            problem: format!("needed to unpack {} and cannot be run ({e}); apt-get install {program}", archive.display()),
         })?;
     if done.status.success() {
         return Ok(());
     }
     let words = String::from_utf8_lossy(&done.stderr);
-    Err(damaged(
-        archive,
-        format!("{program} cannot unpack it: {}", words.trim()),
-    ))
+    Err(damaged(archive, format!("{program} cannot unpack it: {}", words.trim())))
 }
 
 #[cfg(test)]

@@ -21,9 +21,7 @@ impl Generation {
     /// say, or is older than 1.6.
     pub(super) fn parse(output: &str) -> Option<Self> {
         let version = output.split_whitespace().nth(2)?.trim_start_matches('v');
-        let mut numbers = version
-            .split(|c: char| !c.is_ascii_digit())
-            .map(|digits| digits.parse::<u32>().ok());
+        let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse::<u32>().ok());
         match (numbers.next()??, numbers.next()??) {
             (0, _) => None,
             (1, minor) if minor < 6 => None,
@@ -73,23 +71,14 @@ const UNUSED: [&str; 12] = [
 ];
 
 /// The whole file.
-pub(super) fn render(
-    options: &ManagedOptions,
-    generation: Generation,
-    snapshotter: Snapshotter,
-) -> String {
-    let mut text = String::from(
-        "# Written by edge-agent at every start; changes are lost. Settings belong into the agent's configuration.\n",
-    );
+pub(super) fn render(options: &ManagedOptions, generation: Generation, snapshotter: Snapshotter) -> String {
+    let mut text =
+        String::from("# Written by edge-agent at every start; changes are lost. Settings belong into the agent's configuration.\n");
     text += match generation {
         Generation::One => "version = 2\n",
         Generation::Two | Generation::TwoOne => "version = 3\n",
     };
-    text += &format!(
-        "root = {}\nstate = {}\n",
-        quoted(&options.root),
-        quoted(&options.state)
-    );
+    text += &format!("root = {}\nstate = {}\n", quoted(&options.root), quoted(&options.state));
     if !options.restrict_oom {
         text += "oom_score = -999\n";
     }
@@ -98,12 +87,7 @@ pub(super) fn render(
         Snapshotter::Native => Snapshotter::Overlayfs,
     };
     let other = format!("io.containerd.snapshotter.v1.{}", other.name());
-    let unused: Vec<String> = UNUSED
-        .iter()
-        .copied()
-        .chain([other.as_str()])
-        .map(|name| format!("  {name:?},\n"))
-        .collect();
+    let unused: Vec<String> = UNUSED.iter().copied().chain([other.as_str()]).map(|name| format!("  {name:?},\n")).collect();
     text += &format!("disabled_plugins = [\n{}]\n\n", unused.concat());
     // At "info" every pod writes a dozen lines.
     text += "[debug]\nlevel = \"warn\"\n\n";
@@ -119,16 +103,10 @@ pub(super) fn render(
 /// One plugin holds all of CRI.
 fn one(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
     let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
-    let mut text = format!(
-        "[{cri}]\nsandbox_image = {}\nstats_collect_period = {STATS_PERIOD}\n",
-        string(&options.pause_image)
-    );
+    let mut text = format!("[{cri}]\nsandbox_image = {}\nstats_collect_period = {STATS_PERIOD}\n", string(&options.pause_image));
     text += STREAMING;
     text += &runtime_keys(options);
-    text += &format!(
-        "\n[{cri}.containerd]\nsnapshotter = \"{}\"\ndefault_runtime_name = \"runc\"\n",
-        snapshotter.name()
-    );
+    text += &format!("\n[{cri}.containerd]\nsnapshotter = \"{}\"\ndefault_runtime_name = \"runc\"\n", snapshotter.name());
     text += &runc(options, &format!("{cri}.containerd.runtimes.runc"));
     text += &format!("\n[{cri}.cni]\n{}", cni(options, Generation::One));
     text += &registry(options, &format!("{cri}.registry"));
@@ -158,17 +136,11 @@ const STREAMING: &str = "disable_tcp_service = true\nstream_server_address = \"1
 
 fn runtime_keys(options: &ManagedOptions) -> String {
     // Network namespaces below our own directory: cleaning up then never touches another instance's.
-    format!(
-        "restrict_oom_score_adj = {}\nnetns_mounts_under_state_dir = true\n",
-        options.restrict_oom
-    )
+    format!("restrict_oom_score_adj = {}\nnetns_mounts_under_state_dir = true\n", options.restrict_oom)
 }
 
 fn runc(options: &ManagedOptions, table: &str) -> String {
-    format!(
-        "\n[{table}]\nruntime_type = \"io.containerd.runc.v2\"\n\n[{table}.options]\nSystemdCgroup = {}\n",
-        options.systemd_cgroup
-    )
+    format!("\n[{table}]\nruntime_type = \"io.containerd.runc.v2\"\n\n[{table}.options]\nSystemdCgroup = {}\n", options.systemd_cgroup)
 }
 
 fn cni(options: &ManagedOptions, generation: Generation) -> String {
@@ -217,26 +189,11 @@ mod tests {
     #[test]
     fn generations_are_told_apart() {
         let table = [
-            (
-                "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3",
-                Some(Generation::One),
-            ),
-            (
-                "containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24",
-                Some(Generation::One),
-            ),
-            (
-                "containerd github.com/containerd/containerd/v2 2.0.5 fb4c30d",
-                Some(Generation::Two),
-            ),
-            (
-                "containerd github.com/k3s-io/containerd v2.1.4-k3s1 abc",
-                Some(Generation::TwoOne),
-            ),
-            (
-                "containerd github.com/containerd/containerd/v2 2.1.9+unknown ",
-                Some(Generation::TwoOne),
-            ),
+            ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3", Some(Generation::One)),
+            ("containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24", Some(Generation::One)),
+            ("containerd github.com/containerd/containerd/v2 2.0.5 fb4c30d", Some(Generation::Two)),
+            ("containerd github.com/k3s-io/containerd v2.1.4-k3s1 abc", Some(Generation::TwoOne)),
+            ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", Some(Generation::TwoOne)),
             ("containerd github.com/containerd/containerd 1.5.9 x", None),
             ("containerd", None),
         ];

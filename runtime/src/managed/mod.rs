@@ -116,11 +116,7 @@ impl ManagedOptions {
         if !tail.is_empty() {
             problem = format!("{problem}; last words: {tail}");
         }
-        Error::Managed {
-            socket: self.socket.clone(),
-            problem,
-            log: self.log.clone(),
-        }
+        Error::Managed { socket: self.socket.clone(), problem, log: self.log.clone() }
     }
 }
 
@@ -142,41 +138,26 @@ impl Managed {
     /// configuration differs is restarted; its pods run on meanwhile.
     pub async fn start(options: &ManagedOptions) -> Result<Managed> {
         if options.socket.as_os_str().len() > LONGEST_SOCKET {
-            return Err(options.failed(format!(
-                "the socket's path is longer than {LONGEST_SOCKET} bytes; choose a shorter run directory"
-            )));
+            return Err(options.failed(format!("the socket's path is longer than {LONGEST_SOCKET} bytes; choose a shorter run directory")));
         }
         let generation = generation().await?;
         create_dir(&options.root)?;
         let wanted = config::render(options, generation, snapshotter(&options.root));
         if let Some(process) = options.living() {
             if fs::read_to_string(options.config_file()).is_ok_and(|found| found == wanted) {
-                let mut managed = Managed {
-                    pid: process.pid,
-                    adopted: true,
-                    process,
-                    child: None,
-                    socket: options.socket.clone(),
-                };
+                let mut managed = Managed { pid: process.pid, adopted: true, process, child: None, socket: options.socket.clone() };
                 managed.ready(options).await?;
                 tracing::info!(pid = process.pid, "containerd adopted");
                 return Ok(managed);
             }
-            tracing::info!(
-                pid = process.pid,
-                "containerd restarts with a changed configuration"
-            );
+            tracing::info!(pid = process.pid, "containerd restarts with a changed configuration");
             end(process).await;
         }
         prepare(options, &wanted)?;
         let began = Instant::now();
         let mut managed = spawn(options)?;
         managed.ready(options).await?;
-        tracing::info!(
-            pid = managed.pid,
-            took_ms = began.elapsed().as_millis(),
-            "containerd started"
-        );
+        tracing::info!(pid = managed.pid, took_ms = began.elapsed().as_millis(), "containerd started");
         Ok(managed)
     }
 
@@ -297,9 +278,7 @@ impl Managed {
                 Err(_) => {}
             }
             if Instant::now() >= end {
-                return Err(
-                    options.failed(format!("not ready within {} s: {last}", READY.as_secs()))
-                );
+                return Err(options.failed(format!("not ready within {} s: {last}", READY.as_secs())));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -326,9 +305,7 @@ impl Managed {
                 let _ = fs::remove_file(file);
             }
             match fs::remove_dir_all(&options.state) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    Err(file_error("remove", &options.state, e))
-                }
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(file_error("remove", &options.state, e)),
                 _ => Ok(()),
             }
         })
@@ -340,14 +317,8 @@ impl Managed {
 /// Ids of all containers containerd itself knows, sandboxes among them.
 async fn known_containers(socket: &Path) -> Result<BTreeSet<String>> {
     let mut request = Request::new(ListContainersRequest::default());
-    request
-        .metadata_mut()
-        .insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
-    let call = async {
-        ContainersClient::new(Client::connect(socket).channel())
-            .list(request)
-            .await
-    };
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+    let call = async { ContainersClient::new(Client::connect(socket).channel()).list(request).await };
     let answer = tokio::time::timeout(Duration::from_secs(10), call)
         .await
         .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
@@ -357,26 +328,14 @@ async fn known_containers(socket: &Path) -> Result<BTreeSet<String>> {
 }
 
 async fn generation() -> Result<Generation> {
-    let missing = |problem: String| Error::Program {
-        program: "containerd".into(),
-        problem,
-    };
+    let missing = |problem: String| Error::Program { program: "containerd".into(), problem };
     let output = tokio::process::Command::new("containerd")
         .arg("--version")
         .output()
         .await
-        .map_err(|e| {
-            missing(format!(
-                "cannot be run ({e}); apt-get install containerd runc containernetworking-plugins"
-            ))
-        })?;
+        .map_err(|e| missing(format!("cannot be run ({e}); apt-get install containerd runc containernetworking-plugins")))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Generation::parse(&text).ok_or_else(|| {
-        missing(format!(
-            "1.6 or later is needed, this one says {:?}",
-            text.trim()
-        ))
-    })
+    Generation::parse(&text).ok_or_else(|| missing(format!("1.6 or later is needed, this one says {:?}", text.trim())))
 }
 
 /// The kernel refuses an overlay on top of another one, which is what the root of a container usually is.
@@ -411,21 +370,13 @@ fn prepare(options: &ManagedOptions, config: &str) -> Result<()> {
     }
     let file = options.config_file();
     let draft = with_suffix(&file, ".new");
-    fs::write(&draft, config)
-        .and_then(|()| fs::rename(&draft, &file))
-        .map_err(|e| file_error("write", &file, e))
+    fs::write(&draft, config).and_then(|()| fs::rename(&draft, &file)).map_err(|e| file_error("write", &file, e))
 }
 
 fn spawn(options: &ManagedOptions) -> Result<Managed> {
-    let log = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&options.log)
-        .map_err(|e| file_error("open", &options.log, e))?;
-    let error_log = log
-        .try_clone()
-        .map_err(|e| file_error("open", &options.log, e))?;
+    let log =
+        fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&options.log).map_err(|e| file_error("open", &options.log, e))?;
+    let error_log = log.try_clone().map_err(|e| file_error("open", &options.log, e))?;
     let mut command = Command::new("containerd");
     command
         .arg("--config")
@@ -439,10 +390,7 @@ fn spawn(options: &ManagedOptions) -> Result<Managed> {
     // A proxy is how some sites reach their registry.
     for (key, value) in std::env::vars_os() {
         let name = key.to_string_lossy().to_ascii_uppercase();
-        if matches!(
-            name.as_str(),
-            "HTTP_PROXY" | "HTTPS_PROXY" | "NO_PROXY" | "TMPDIR"
-        ) {
+        if matches!(name.as_str(), "HTTP_PROXY" | "HTTPS_PROXY" | "NO_PROXY" | "TMPDIR") {
             command.env(key, value);
         }
     }
@@ -450,14 +398,8 @@ fn spawn(options: &ManagedOptions) -> Result<Managed> {
     let child = tokio::process::Command::from(command)
         .kill_on_drop(false)
         .spawn()
-        .map_err(|e| Error::Program {
-            program: "containerd".into(),
-            problem: format!("cannot be started: {e}"),
-        })?;
-    let process = child
-        .id()
-        .and_then(Process::find)
-        .ok_or_else(|| options.failed("it ended at once"))?;
+        .map_err(|e| Error::Program { program: "containerd".into(), problem: format!("cannot be started: {e}") })?;
+    let process = child.id().and_then(Process::find).ok_or_else(|| options.failed("it ended at once"))?;
     // Before it has started anything itself: shims are born into its group.
     for group in &options.cgroups {
         let file = group.join("cgroup.procs");
@@ -467,13 +409,7 @@ fn spawn(options: &ManagedOptions) -> Result<Managed> {
     }
     let file = options.pid_file();
     fs::write(&file, process.to_line()).map_err(|e| file_error("write", &file, e))?;
-    Ok(Managed {
-        pid: process.pid,
-        adopted: false,
-        process,
-        child: Some(child),
-        socket: options.socket.clone(),
-    })
+    Ok(Managed { pid: process.pid, adopted: false, process, child: Some(child), socket: options.socket.clone() })
 }
 
 /// runc, shims and `iptables` are looked for here; a unit's or a cron job's PATH may lack the sbin directories.
@@ -542,11 +478,7 @@ fn mounts_below(mountinfo: &str, directories: &[&Path]) -> Vec<PathBuf> {
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(|point| PathBuf::from(unescape(point)))
-        .filter(|point| {
-            directories
-                .iter()
-                .any(|directory| point.starts_with(directory) && point != directory)
-        })
+        .filter(|point| directories.iter().any(|directory| point.starts_with(directory) && point != directory))
         .collect()
 }
 
@@ -581,11 +513,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> Error {
-    Error::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    Error::File { action, path: path.to_owned(), source }
 }
 
 /// The end of the log, as one line.
@@ -617,21 +545,12 @@ mod tests {
 33 22 0:5 / /data/snap/1 rw shared:2 - overlay overlay rw
 ";
         let found = mounts_below(table, &[Path::new("/run/edge-1/state"), Path::new("/data")]);
-        assert_eq!(
-            found,
-            [
-                PathBuf::from("/run/edge-1/state/a b"),
-                PathBuf::from("/data/snap/1")
-            ]
-        );
+        assert_eq!(found, [PathBuf::from("/run/edge-1/state/a b"), PathBuf::from("/data/snap/1")]);
     }
 
     #[tokio::test]
     async fn a_socket_path_the_kernel_refuses_is_named_before_anything_starts() {
-        let options = ManagedOptions {
-            socket: format!("/run/{}", "x".repeat(120)).into(),
-            ..Default::default()
-        };
+        let options = ManagedOptions { socket: format!("/run/{}", "x".repeat(120)).into(), ..Default::default() };
         let error = Managed::start(&options).await.unwrap_err().to_string();
         assert!(error.contains("longer than 107 bytes"), "{error}");
     }

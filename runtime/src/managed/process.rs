@@ -20,10 +20,7 @@ impl Process {
     /// The living process of this id; a zombie is not alive.
     pub(super) fn find(pid: u32) -> Option<Self> {
         let stat = stat(pid)?;
-        (stat.state != 'Z' && stat.state != 'X').then_some(Self {
-            pid,
-            started: stat.started,
-        })
+        (stat.state != 'Z' && stat.state != 'X').then_some(Self { pid, started: stat.started })
     }
 
     pub(super) fn is_alive(self) -> bool {
@@ -44,10 +41,7 @@ impl Process {
 
     pub(super) fn from_line(line: &str) -> Option<Self> {
         let (pid, started) = line.trim().split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            started: started.parse().ok()?,
-        })
+        Some(Self { pid: pid.parse().ok()?, started: started.parse().ok()? })
     }
 }
 
@@ -64,11 +58,7 @@ fn stat(pid: u32) -> Option<Stat> {
 /// The name in parentheses may hold anything, so fields are counted from the last `)`.
 fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
-    Some(Stat {
-        state: fields.first()?.chars().next()?,
-        parent: fields.get(1)?.parse().ok()?,
-        started: fields.get(19)?.parse().ok()?,
-    })
+    Some(Stat { state: fields.first()?.chars().next()?, parent: fields.get(1)?.parse().ok()?, started: fields.get(19)?.parse().ok()? })
 }
 
 /// The command line of a process; empty for kernel threads and for what is gone.
@@ -82,9 +72,7 @@ fn arguments(pid: u32) -> Vec<String> {
 
 /// Whether one argument of a living process is this path.
 pub(super) fn has_argument(pid: u32, path: &Path) -> bool {
-    arguments(pid)
-        .iter()
-        .any(|argument| Path::new(argument) == path)
+    arguments(pid).iter().any(|argument| Path::new(argument) == path)
 }
 
 /// The process of this program name that was given this path.
@@ -92,10 +80,7 @@ pub(super) fn with_argument(program: &str, path: &Path) -> Option<Process> {
     all()
         .into_iter()
         .filter(|pid| {
-            arguments(*pid)
-                .first()
-                .is_some_and(|first| Path::new(first).file_name() == Some(program.as_ref()))
-                && has_argument(*pid, path)
+            arguments(*pid).first().is_some_and(|first| Path::new(first).file_name() == Some(program.as_ref())) && has_argument(*pid, path)
         })
         .find_map(Process::find)
 }
@@ -107,12 +92,8 @@ pub(super) fn shims_of(socket: &Path) -> Vec<Process> {
         .into_iter()
         .filter(|pid| {
             let arguments = arguments(*pid);
-            arguments
-                .first()
-                .is_some_and(|program| program.contains("containerd-shim"))
-                && arguments
-                    .windows(2)
-                    .any(|pair| pair[0] == "-address" && pair[1] == socket)
+            arguments.first().is_some_and(|program| program.contains("containerd-shim"))
+                && arguments.windows(2).any(|pair| pair[0] == "-address" && pair[1] == socket)
         })
         .filter_map(Process::find)
         .collect()
@@ -120,12 +101,7 @@ pub(super) fn shims_of(socket: &Path) -> Vec<Process> {
 
 /// Shims of `socket` that serve nothing: `known` has no container of their id, and no process lives below them.
 pub(super) fn idle_shims(socket: &Path, known: &BTreeSet<String>) -> Vec<Process> {
-    let parents: BTreeSet<u32> = all()
-        .into_iter()
-        .filter_map(stat)
-        .filter(|child| child.state != 'Z')
-        .map(|child| child.parent)
-        .collect();
+    let parents: BTreeSet<u32> = all().into_iter().filter_map(stat).filter(|child| child.state != 'Z').map(|child| child.parent).collect();
     shims_of(socket)
         .into_iter()
         .filter(|shim| !parents.contains(&shim.pid))
@@ -172,10 +148,7 @@ fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -187,10 +160,7 @@ mod tests {
         let me = Process::find(std::process::id()).unwrap();
         assert!(me.is_alive());
         assert_eq!(Process::from_line(&me.to_line()), Some(me));
-        let other = Process {
-            started: me.started + 1,
-            ..me
-        };
+        let other = Process { started: me.started + 1, ..me };
         assert!(!other.is_alive());
         assert_eq!(Process::from_line("12"), None);
     }

@@ -5,10 +5,7 @@ use time::format_description::well_known::Rfc3339;
 
 /// `2026-11-23T04:30:00Z`, whole seconds.
 pub fn text(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(0)
-        .unwrap_or(time)
-        .format(&Rfc3339)
-        .unwrap_or_default()
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 /// Now, as [`text`].

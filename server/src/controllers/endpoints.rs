@@ -25,12 +25,7 @@ impl Controller for Endpoints {
     const NAME: &'static str = "endpoints";
 
     fn kinds(&self) -> &'static [&'static Kind] {
-        static KINDS: [&Kind; 4] = [
-            &kind::SERVICE,
-            &kind::POD,
-            &kind::ENDPOINT_SLICE,
-            &kind::ENDPOINTS,
-        ];
+        static KINDS: [&Kind; 4] = [&kind::SERVICE, &kind::POD, &kind::ENDPOINT_SLICE, &kind::ENDPOINTS];
         &KINDS
     }
 
@@ -42,36 +37,15 @@ impl Controller for Endpoints {
         for service in services.iter().filter(|service| has_selector(service)) {
             let namespace = object::namespace(service);
             let (pods, _) = registry.list(&kind::POD, Some(namespace), &pods_of(service));
-            let members: Vec<Member> = pods
-                .iter()
-                .filter_map(|pod| Member::new(service, pod))
-                .collect();
+            let members: Vec<Member> = pods.iter().filter_map(|pod| Member::new(service, pod)).collect();
             for slice in wanted_slices(service, &members) {
                 wanted.insert((namespace.to_owned(), object::name(&slice).to_owned()));
-                self.put(
-                    &kind::ENDPOINT_SLICE,
-                    namespace,
-                    slice,
-                    &["endpoints", "ports", "addressType"],
-                )
-                .await?;
+                self.put(&kind::ENDPOINT_SLICE, namespace, slice, &["endpoints", "ports", "addressType"]).await?;
             }
-            self.put(
-                &kind::ENDPOINTS,
-                namespace,
-                wanted_endpoints(service, &members),
-                &["subsets"],
-            )
-            .await?;
+            self.put(&kind::ENDPOINTS, namespace, wanted_endpoints(service, &members), &["subsets"]).await?;
         }
-        for slice in slices
-            .iter()
-            .filter(|slice| slice["metadata"]["labels"][MANAGED_BY] == MANAGER)
-        {
-            let key = (
-                object::namespace(slice).to_owned(),
-                object::name(slice).to_owned(),
-            );
+        for slice in slices.iter().filter(|slice| slice["metadata"]["labels"][MANAGED_BY] == MANAGER) {
+            let key = (object::namespace(slice).to_owned(), object::name(slice).to_owned());
             if !wanted.contains(&key) && !object::is_deleting(slice) {
                 self.delete(&kind::ENDPOINT_SLICE, slice).await?;
             }
@@ -85,18 +59,8 @@ impl Controller for Endpoints {
 impl Endpoints {
     /// Creates `object`, or brings `fields` and labels of the present one to it. An object in a namespace that is going
     /// away is none of this controller's business.
-    async fn put(
-        &self,
-        kind: &'static Kind,
-        namespace: &str,
-        object: Value,
-        fields: &[&str],
-    ) -> Result<(), ApiStatus> {
-        let (registry, actor, name) = (
-            &self.context.registry,
-            &self.context.actor,
-            object::name(&object).to_owned(),
-        );
+    async fn put(&self, kind: &'static Kind, namespace: &str, object: Value, fields: &[&str]) -> Result<(), ApiStatus> {
+        let (registry, actor, name) = (&self.context.registry, &self.context.actor, object::name(&object).to_owned());
         let update = |present: &mut Value| {
             let before = present.clone();
             for field in fields {
@@ -115,27 +79,13 @@ impl Endpoints {
                 if !update(&mut Value::clone(&present)) {
                     return Ok(());
                 }
-                match registry
-                    .modify(
-                        kind,
-                        Some(namespace),
-                        &name,
-                        Subresource::Main,
-                        actor,
-                        update,
-                    )
-                    .await
-                {
+                match registry.modify(kind, Some(namespace), &name, Subresource::Main, actor, update).await {
                     Err(error) if !error.is_not_found() => Err(error),
                     _ => Ok(()),
                 }
             }
             Err(_) => match registry.create(kind, Some(namespace), object, actor).await {
-                Err(error)
-                    if !error.is_already_exists() && error.code != 403 && error.code != 404 =>
-                {
-                    Err(error)
-                }
+                Err(error) if !error.is_already_exists() && error.code != 403 && error.code != 404 => Err(error),
                 _ => Ok(()),
             },
         }
@@ -144,16 +94,7 @@ impl Endpoints {
     async fn delete(&self, kind: &'static Kind, object: &Value) -> Result<(), ApiStatus> {
         let (registry, actor) = (&self.context.registry, &self.context.actor);
         let namespace = Some(object::namespace(object));
-        match registry
-            .delete(
-                kind,
-                namespace,
-                object::name(object),
-                DeleteOptions::default(),
-                actor,
-            )
-            .await
-        {
+        match registry.delete(kind, namespace, object::name(object), DeleteOptions::default(), actor).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -161,15 +102,11 @@ impl Endpoints {
 
     /// Endpoints carry the name of their service and no owner, so they are looked after here.
     async fn drop_orphans(&self, services: &[Arc<Value>]) -> Result<(), ApiStatus> {
-        let (all, _) = self
-            .context
-            .registry
-            .list(&kind::ENDPOINTS, None, &Selectors::default());
+        let (all, _) = self.context.registry.list(&kind::ENDPOINTS, None, &Selectors::default());
         for endpoints in &all {
             let ours = endpoints["metadata"]["labels"][MANAGED_BY] == MANAGER;
             let alive = services.iter().any(|service| {
-                object::name(service) == object::name(endpoints)
-                    && object::namespace(service) == object::namespace(endpoints)
+                object::name(service) == object::name(endpoints) && object::namespace(service) == object::namespace(endpoints)
             });
             if ours && !alive {
                 self.delete(&kind::ENDPOINTS, endpoints).await?;
@@ -180,17 +117,10 @@ impl Endpoints {
 
     /// Service `default/kubernetes` and its endpoints: this server. Agents connect to every address listed here.
     pub async fn kubernetes(&self) -> Result<(), ApiStatus> {
-        let (registry, actor, cluster) = (
-            &self.context.registry,
-            &self.context.actor,
-            &self.context.cluster,
-        );
+        let (registry, actor, cluster) = (&self.context.registry, &self.context.actor, &self.context.cluster);
         let ip = cluster.service_ip(1).to_string();
         let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
-        if registry
-            .get(&kind::SERVICE, Some("default"), "kubernetes")
-            .is_err()
-        {
+        if registry.get(&kind::SERVICE, Some("default"), "kubernetes").is_err() {
             let service = json!({
                 "apiVersion": "v1",
                 "kind": "Service",
@@ -201,10 +131,7 @@ impl Endpoints {
                     "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": cluster.port }],
                 },
             });
-            match registry
-                .create(&kind::SERVICE, Some("default"), service, actor)
-                .await
-            {
+            match registry.create(&kind::SERVICE, Some("default"), service, actor).await {
                 Err(error) if !error.is_already_exists() => return Err(error),
                 _ => {}
             }
@@ -220,13 +147,7 @@ impl Endpoints {
             "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
             "ports": port,
         });
-        self.put(
-            &kind::ENDPOINT_SLICE,
-            "default",
-            slice,
-            &["endpoints", "ports", "addressType"],
-        )
-        .await?;
+        self.put(&kind::ENDPOINT_SLICE, "default", slice, &["endpoints", "ports", "addressType"]).await?;
         let endpoints = json!({
             "apiVersion": "v1",
             "kind": "Endpoints",
@@ -234,16 +155,13 @@ impl Endpoints {
                 "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" } },
             "subsets": [{ "addresses": [{ "ip": address }], "ports": port }],
         });
-        self.put(&kind::ENDPOINTS, "default", endpoints, &["subsets"])
-            .await
+        self.put(&kind::ENDPOINTS, "default", endpoints, &["subsets"]).await
     }
 }
 
 fn has_selector(service: &Value) -> bool {
     service["spec"]["type"] != "ExternalName"
-        && service["spec"]["selector"]
-            .as_object()
-            .is_some_and(|selector| !selector.is_empty())
+        && service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty())
         && !object::is_deleting(service)
 }
 
@@ -265,9 +183,7 @@ struct Member {
 
 impl Member {
     fn new(service: &Value, pod: &Value) -> Option<Member> {
-        let ip = pod["status"]["podIP"]
-            .as_str()
-            .filter(|ip| !ip.is_empty())?;
+        let ip = pod["status"]["podIP"].as_str().filter(|ip| !ip.is_empty())?;
         if object::is_finished(pod) || !pod["spec"]["nodeName"].is_string() {
             return None;
         }
@@ -286,10 +202,7 @@ impl Member {
                 "namespace": object::namespace(pod),
                 "uid": object::uid(pod),
             }),
-            hostname: pod["spec"]["hostname"]
-                .as_str()
-                .filter(|_| subdomain)
-                .map(str::to_owned),
+            hostname: pod["spec"]["hostname"].as_str().filter(|_| subdomain).map(str::to_owned),
             ports: ports(service, pod),
         })
     }
@@ -321,9 +234,7 @@ fn named(pod: &Value, name: &str, protocol: &str) -> Option<u64> {
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
     containers
         .flat_map(|container| container["ports"].as_array().into_iter().flatten())
-        .find(|port| {
-            port["name"] == name && port["protocol"].as_str().unwrap_or("TCP") == protocol
-        })?["containerPort"]
+        .find(|port| port["name"] == name && port["protocol"].as_str().unwrap_or("TCP") == protocol)?["containerPort"]
         .as_u64()
 }
 
@@ -332,22 +243,13 @@ fn named(pod: &Value, name: &str, protocol: &str) -> Option<u64> {
 fn wanted_slices(service: &Value, members: &[Member]) -> Vec<Value> {
     let mut by_ports: BTreeMap<String, Vec<&Member>> = BTreeMap::new();
     for member in members {
-        by_ports
-            .entry(member.ports.to_string())
-            .or_default()
-            .push(member);
+        by_ports.entry(member.ports.to_string()).or_default().push(member);
     }
-    let mut chunks: Vec<&[&Member]> = by_ports
-        .values()
-        .flat_map(|members| members.chunks(SLICE))
-        .collect();
+    let mut chunks: Vec<&[&Member]> = by_ports.values().flat_map(|members| members.chunks(SLICE)).collect();
     if chunks.is_empty() {
         chunks.push(&[]);
     }
-    let mut labels = service["metadata"]["labels"]
-        .as_object()
-        .cloned()
-        .unwrap_or_default();
+    let mut labels = service["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     labels.insert(SERVICE_NAME.to_owned(), json!(object::name(service)));
     labels.insert(MANAGED_BY.to_owned(), json!(MANAGER));
     if service["spec"]["clusterIP"] == "None" {
@@ -375,9 +277,7 @@ fn wanted_slices(service: &Value, members: &[Member]) -> Vec<Value> {
 fn suffix(uid: &str, index: usize) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     let text = format!("{uid}{index}");
-    let mut hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let mut hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let mut out = String::new();
     for _ in 0..5 {
         out.push(char::from(ALPHABET[(hash % 27) as usize]));
@@ -401,31 +301,16 @@ fn endpoint(member: &Member) -> Value {
 
 fn wanted_endpoints(service: &Value, members: &[Member]) -> Value {
     let mut by_ports: BTreeMap<String, (Value, Vec<Value>, Vec<Value>)> = BTreeMap::new();
-    for member in members
-        .iter()
-        .filter(|member| !member.terminating || member.ready)
-    {
-        let address =
-            json!({ "ip": member.ip, "nodeName": member.node, "targetRef": member.reference });
-        let entry = by_ports
-            .entry(member.ports.to_string())
-            .or_insert_with(|| (member.ports.clone(), Vec::new(), Vec::new()));
-        if member.ready {
-            entry.1.push(address)
-        } else {
-            entry.2.push(address)
-        }
+    for member in members.iter().filter(|member| !member.terminating || member.ready) {
+        let address = json!({ "ip": member.ip, "nodeName": member.node, "targetRef": member.reference });
+        let entry = by_ports.entry(member.ports.to_string()).or_insert_with(|| (member.ports.clone(), Vec::new(), Vec::new()));
+        if member.ready { entry.1.push(address) } else { entry.2.push(address) }
     }
     let subset = |(ports, ready, waiting): (Value, Vec<Value>, Vec<Value>)| {
         let mut subset = json!({});
         let unnamed = |ports: Value| {
             let mut ports = ports;
-            for port in ports
-                .as_array_mut()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_object_mut)
-            {
+            for port in ports.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
                 if port.get("name").is_some_and(|name| name == "") {
                     port.remove("name");
                 }
@@ -441,10 +326,7 @@ fn wanted_endpoints(service: &Value, members: &[Member]) -> Value {
         subset
     };
     let subsets: Vec<Value> = by_ports.into_values().map(subset).collect();
-    let mut labels = service["metadata"]["labels"]
-        .as_object()
-        .cloned()
-        .unwrap_or_default();
+    let mut labels = service["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     labels.insert(MANAGED_BY.to_owned(), json!(MANAGER));
     let mut endpoints = json!({
         "apiVersion": "v1",
@@ -480,31 +362,18 @@ mod tests {
 
     fn slices(pods: &[Value]) -> Vec<Value> {
         let service = service();
-        let members: Vec<Member> = pods
-            .iter()
-            .filter_map(|pod| Member::new(&service, pod))
-            .collect();
+        let members: Vec<Member> = pods.iter().filter_map(|pod| Member::new(&service, pod)).collect();
         wanted_slices(&service, &members)
     }
 
     #[test]
     fn readiness_and_named_ports_are_looked_up() {
-        let slices = slices(&[
-            pod("a", "10.42.0.2", true, 80),
-            pod("b", "10.42.0.3", false, 80),
-            pod("c", "", true, 80),
-        ]);
+        let slices = slices(&[pod("a", "10.42.0.2", true, 80), pod("b", "10.42.0.3", false, 80), pod("c", "", true, 80)]);
         assert_eq!(slices.len(), 1);
-        assert_eq!(
-            slices[0]["ports"],
-            json!([{ "name": "", "port": 80, "protocol": "TCP" }])
-        );
+        assert_eq!(slices[0]["ports"], json!([{ "name": "", "port": 80, "protocol": "TCP" }]));
         let endpoints = slices[0]["endpoints"].as_array().unwrap();
         assert_eq!(endpoints.len(), 2);
-        assert_eq!(
-            endpoints[1]["conditions"],
-            json!({ "ready": false, "serving": false, "terminating": false })
-        );
+        assert_eq!(endpoints[1]["conditions"], json!({ "ready": false, "serving": false, "terminating": false }));
         assert_eq!(slices[0]["metadata"]["labels"][SERVICE_NAME], "web");
     }
 
@@ -513,32 +382,16 @@ mod tests {
         let mut ending = pod("a", "10.42.0.2", true, 80);
         ending["metadata"]["deletionTimestamp"] = json!("2026-11-23T00:00:00Z");
         let slices = slices(&[ending]);
-        assert_eq!(
-            slices[0]["endpoints"][0]["conditions"],
-            json!({ "ready": false, "serving": true, "terminating": true })
-        );
+        assert_eq!(slices[0]["endpoints"][0]["conditions"], json!({ "ready": false, "serving": true, "terminating": true }));
     }
 
     #[test]
     fn different_ports_and_many_pods_make_several_slices() {
-        assert_eq!(
-            slices(&[
-                pod("a", "10.42.0.2", true, 80),
-                pod("b", "10.42.0.3", true, 81)
-            ])
-            .len(),
-            2
-        );
-        let many: Vec<Value> = (0..101)
-            .map(|n| pod(&n.to_string(), &format!("10.42.0.{n}"), true, 80))
-            .collect();
+        assert_eq!(slices(&[pod("a", "10.42.0.2", true, 80), pod("b", "10.42.0.3", true, 81)]).len(), 2);
+        let many: Vec<Value> = (0..101).map(|n| pod(&n.to_string(), &format!("10.42.0.{n}"), true, 80)).collect();
         let many = slices(&many);
         assert_eq!(many.len(), 2);
         assert_ne!(object::name(&many[0]), object::name(&many[1]));
-        assert_eq!(
-            slices(&[]).len(),
-            1,
-            "a service without pods has an empty slice"
-        );
+        assert_eq!(slices(&[]).len(), 1, "a service without pods has an empty slice");
     }
 }

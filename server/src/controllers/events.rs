@@ -40,18 +40,12 @@ impl Recorder {
     pub fn start(registry: Arc<Registry>) -> Recorder {
         let (queue, receiver) = mpsc::channel(QUEUE);
         tokio::spawn(write_all(registry, receiver));
-        Recorder {
-            component: "controllermanager",
-            queue,
-        }
+        Recorder { component: "controllermanager", queue }
     }
 
     /// The same queue, under another component's name.
     pub fn named(&self, component: &'static str) -> Recorder {
-        Recorder {
-            component,
-            queue: self.queue.clone(),
-        }
+        Recorder { component, queue: self.queue.clone() }
     }
 
     /// Something as it should be.
@@ -65,13 +59,7 @@ impl Recorder {
     }
 
     fn record(&self, about: &Value, warning: bool, reason: &'static str, message: String) {
-        let event = Event {
-            component: self.component,
-            object: reference(about),
-            warning,
-            reason,
-            message,
-        };
+        let event = Event { component: self.component, object: reference(about), warning, reason, message };
         if self.queue.try_send(event).is_err() {
             warn!(reason, object = object::name(about), "event dropped");
         }
@@ -109,39 +97,18 @@ async fn write_all(registry: Arc<Registry>, mut queue: mpsc::Receiver<Event>) {
 
 async fn write(registry: &Arc<Registry>, seen: &mut HashMap<Key, (String, u64)>, event: Event) {
     let actor = Actor::system(event.component);
-    let namespace = event.object["namespace"]
-        .as_str()
-        .unwrap_or("default")
-        .to_owned();
-    let key = (
-        event.object["uid"].to_string(),
-        event.reason,
-        event.message.clone(),
-    );
+    let namespace = event.object["namespace"].as_str().unwrap_or("default").to_owned();
+    let key = (event.object["uid"].to_string(), event.reason, event.message.clone());
     let now = clock::now();
     if let Some((name, count)) = seen.get_mut(&key) {
         let patch = json!({ "count": *count + 1, "lastTimestamp": now });
-        let patched = registry
-            .patch(
-                &kind::EVENT,
-                Some(&namespace),
-                name,
-                PatchType::Merge,
-                patch,
-                Subresource::Main,
-                &actor,
-            )
-            .await;
+        let patched = registry.patch(&kind::EVENT, Some(&namespace), name, PatchType::Merge, patch, Subresource::Main, &actor).await;
         if patched.is_ok() {
             *count += 1;
             return;
         }
     }
-    let name = format!(
-        "{}.{}",
-        event.object["name"].as_str().unwrap_or_default(),
-        hex(&random::<8>())
-    );
+    let name = format!("{}.{}", event.object["name"].as_str().unwrap_or_default(), hex(&random::<8>()));
     let object = json!({
         "apiVersion": "v1",
         "kind": "Event",
@@ -158,10 +125,7 @@ async fn write(registry: &Arc<Registry>, seen: &mut HashMap<Key, (String, u64)>,
         "reportingComponent": event.component,
         "reportingInstance": "",
     });
-    match registry
-        .create(&kind::EVENT, Some(&namespace), object, &actor)
-        .await
-    {
+    match registry.create(&kind::EVENT, Some(&namespace), object, &actor).await {
         Ok(_) => {
             seen.insert(key, (name, 1));
         }

@@ -32,10 +32,7 @@ impl Eviction {
     pub fn new(context: &Context) -> Eviction {
         let mut context = context.clone();
         context.events = context.events.named("taint-eviction-controller");
-        Eviction {
-            context,
-            since: HashMap::new(),
-        }
+        Eviction { context, since: HashMap::new() }
     }
 }
 
@@ -54,12 +51,7 @@ impl Controller for Eviction {
             .iter()
             .map(|node| {
                 let taints = node["spec"]["taints"].as_array().into_iter().flatten();
-                (
-                    object::name(node),
-                    taints
-                        .filter(|taint| taint["effect"] == "NoExecute")
-                        .collect::<Vec<_>>(),
-                )
+                (object::name(node), taints.filter(|taint| taint["effect"] == "NoExecute").collect::<Vec<_>>())
             })
             .filter(|(_, taints)| !taints.is_empty())
             .collect();
@@ -71,17 +63,12 @@ impl Controller for Eviction {
         let now = Instant::now();
         let (mut waiting, mut due, mut again) = (HashMap::new(), Vec::new(), None);
         for pod in pods.iter().filter(|pod| !object::is_deleting(pod)) {
-            let taints = pod["spec"]["nodeName"]
-                .as_str()
-                .and_then(|node| tainted.get(node));
+            let taints = pod["spec"]["nodeName"].as_str().and_then(|node| tainted.get(node));
             let Some(taints) = taints else { continue };
             if let Fate::GoesAfter(patience) = fate(pod, taints) {
                 let since = self.since.get(object::uid(pod)).copied().unwrap_or(now);
                 waiting.insert(object::uid(pod).to_owned(), since);
-                match (since + patience)
-                    .checked_duration_since(now)
-                    .filter(|left| !left.is_zero())
-                {
+                match (since + patience).checked_duration_since(now).filter(|left| !left.is_zero()) {
                     Some(left) => again = earliest(again, Some(left)),
                     None => due.push(pod),
                 }
@@ -105,38 +92,16 @@ impl Eviction {
                 "message": "Taint manager: deleting due to NoExecute taint" });
             object::set_condition(&mut pod["status"], condition, &now)
         };
-        let marked = registry
-            .modify(
-                &kind::POD,
-                Some(namespace),
-                name,
-                Subresource::Status,
-                actor,
-                change,
-            )
-            .await;
+        let marked = registry.modify(&kind::POD, Some(namespace), name, Subresource::Status, actor, change).await;
         if marked.as_ref().is_err_and(ApiStatus::is_not_found) {
             return Ok(());
         }
         marked?;
-        let options = DeleteOptions {
-            uid: Some(object::uid(pod).to_owned()),
-            ..DeleteOptions::default()
-        };
-        info!(
-            namespace,
-            pod = name,
-            node = pod["spec"]["nodeName"].as_str(),
-            "pod evicted"
-        );
+        let options = DeleteOptions { uid: Some(object::uid(pod).to_owned()), ..DeleteOptions::default() };
+        info!(namespace, pod = name, node = pod["spec"]["nodeName"].as_str(), "pod evicted");
         let message = format!("Marking for deletion Pod {namespace}/{name}");
-        self.context
-            .events
-            .normal(pod, "TaintManagerEviction", message);
-        match registry
-            .delete(&kind::POD, Some(namespace), name, options, actor)
-            .await
-        {
+        self.context.events.normal(pod, "TaintManagerEviction", message);
+        match registry.delete(&kind::POD, Some(namespace), name, options, actor).await {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
             _ => Ok(()),
         }
@@ -145,26 +110,16 @@ impl Eviction {
 
 /// The shortest of the times the pod's tolerations grant; none at all if one taint is not tolerated.
 fn fate(pod: &Value, taints: &[&Value]) -> Fate {
-    let tolerations: Vec<&Value> = pod["spec"]["tolerations"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .collect();
+    let tolerations: Vec<&Value> = pod["spec"]["tolerations"].as_array().into_iter().flatten().collect();
     let mut patience: Option<Duration> = None;
     for taint in taints {
-        let mut covering = tolerations
-            .iter()
-            .filter(|toleration| covers(toleration, taint))
-            .peekable();
+        let mut covering = tolerations.iter().filter(|toleration| covers(toleration, taint)).peekable();
         if covering.peek().is_none() {
             return Fate::GoesAfter(Duration::ZERO);
         }
         for toleration in covering {
             if let Some(seconds) = toleration["tolerationSeconds"].as_i64() {
-                patience = earliest(
-                    patience,
-                    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
-                );
+                patience = earliest(patience, Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))));
             }
         }
     }
@@ -185,48 +140,13 @@ mod tests {
         };
         let seconds = |seconds| Fate::GoesAfter(Duration::from_secs(seconds));
         let rows: Vec<(&str, Value, Vec<&Value>, Fate)> = vec![
-            (
-                "nothing tolerated",
-                json!([]),
-                vec![&unreachable],
-                seconds(0),
-            ),
-            (
-                "five minutes",
-                json!([tolerate(json!(300))]),
-                vec![&unreachable],
-                seconds(300),
-            ),
-            (
-                "for ever",
-                json!([tolerate(Value::Null)]),
-                vec![&unreachable],
-                Fate::Stays,
-            ),
-            (
-                "everything",
-                json!([{ "operator": "Exists" }]),
-                vec![&unreachable, &mine],
-                Fate::Stays,
-            ),
-            (
-                "one of two",
-                json!([tolerate(json!(300))]),
-                vec![&unreachable, &mine],
-                seconds(0),
-            ),
-            (
-                "shorter wins",
-                json!([tolerate(json!(300)), tolerate(json!(2))]),
-                vec![&unreachable],
-                seconds(2),
-            ),
-            (
-                "negative is none",
-                json!([tolerate(json!(-1))]),
-                vec![&unreachable],
-                seconds(0),
-            ),
+            ("nothing tolerated", json!([]), vec![&unreachable], seconds(0)),
+            ("five minutes", json!([tolerate(json!(300))]), vec![&unreachable], seconds(300)),
+            ("for ever", json!([tolerate(Value::Null)]), vec![&unreachable], Fate::Stays),
+            ("everything", json!([{ "operator": "Exists" }]), vec![&unreachable, &mine], Fate::Stays),
+            ("one of two", json!([tolerate(json!(300))]), vec![&unreachable, &mine], seconds(0)),
+            ("shorter wins", json!([tolerate(json!(300)), tolerate(json!(2))]), vec![&unreachable], seconds(2)),
+            ("negative is none", json!([tolerate(json!(-1))]), vec![&unreachable], seconds(0)),
         ];
         for (name, tolerations, taints, expected) in rows {
             let pod = json!({ "spec": { "tolerations": tolerations } });

@@ -27,10 +27,7 @@ const PRESSURES: [(&str, &str); 4] = [
     ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
     ("DiskPressure", "node.kubernetes.io/disk-pressure"),
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
-    (
-        "NetworkUnavailable",
-        "node.kubernetes.io/network-unavailable",
-    ),
+    ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
 ];
 
 /// The controller.
@@ -51,37 +48,21 @@ impl Lifecycle {
     pub fn new(context: &Context) -> Lifecycle {
         let mut context = context.clone();
         context.events = context.events.named("node-controller");
-        Lifecycle {
-            context,
-            beats: HashMap::new(),
-        }
+        Lifecycle { context, beats: HashMap::new() }
     }
 
     /// How long `node` has been silent.
     fn silence(&mut self, node: &Value, now: Instant) -> Duration {
-        let lease =
-            self.context
-                .registry
-                .get(&kind::LEASE, Some("kube-node-lease"), object::name(node));
-        let renewed = lease
-            .map(|lease| lease["spec"]["renewTime"].clone())
-            .unwrap_or_default();
-        let heartbeat = object::condition(node, "Ready")
-            .map(|ready| ready["lastHeartbeatTime"].clone())
-            .unwrap_or_default();
+        let lease = self.context.registry.get(&kind::LEASE, Some("kube-node-lease"), object::name(node));
+        let renewed = lease.map(|lease| lease["spec"]["renewTime"].clone()).unwrap_or_default();
+        let heartbeat = object::condition(node, "Ready").map(|ready| ready["lastHeartbeatTime"].clone()).unwrap_or_default();
         let said = (renewed, heartbeat);
         if !self.beats.contains_key(object::uid(node)) {
             let name = object::name(node);
             let message = format!("Node {name} event: Registered Node {name} in Controller");
             self.context.events.normal(node, "RegisteredNode", message);
         }
-        let beat = self
-            .beats
-            .entry(object::uid(node).to_owned())
-            .or_insert_with(|| Beat {
-                said: said.clone(),
-                seen: now,
-            });
+        let beat = self.beats.entry(object::uid(node).to_owned()).or_insert_with(|| Beat { said: said.clone(), seen: now });
         if beat.said != said {
             *beat = Beat { said, seen: now };
         }
@@ -100,8 +81,7 @@ impl Controller for Lifecycle {
     async fn round(&mut self) -> Result<Option<Duration>, ApiStatus> {
         let registry = self.context.registry.clone();
         let (nodes, _) = registry.list(&kind::NODE, None, &Selectors::default());
-        self.beats
-            .retain(|uid, _| nodes.iter().any(|node| object::uid(node) == uid));
+        self.beats.retain(|uid, _| nodes.iter().any(|node| object::uid(node) == uid));
         let now = Instant::now();
         let mut again = None;
         let mut silent = Vec::new();
@@ -129,17 +109,11 @@ impl Controller for Lifecycle {
 
 impl Lifecycle {
     async fn declare_unknown(&self, node: &Value, now: &str) -> Result<(), ApiStatus> {
-        let (registry, actor, name) = (
-            &self.context.registry,
-            &self.context.actor,
-            object::name(node),
-        );
+        let (registry, actor, name) = (&self.context.registry, &self.context.actor, object::name(node));
         let was_ready = is_ready(node);
         if unknown(&mut node.clone(), now) {
             let change = |node: &mut Value| unknown(node, now);
-            registry
-                .modify(&kind::NODE, None, name, Subresource::Status, actor, change)
-                .await?;
+            registry.modify(&kind::NODE, None, name, Subresource::Status, actor, change).await?;
             warn!(node = name, "node is silent");
             if was_ready {
                 let message = format!("Node {name} status is now: NodeNotReady");
@@ -147,10 +121,7 @@ impl Lifecycle {
             }
         }
         let (pods, _) = registry.list(&kind::POD, None, &Selectors::default());
-        for pod in pods
-            .iter()
-            .filter(|pod| pod["spec"]["nodeName"] == name && object::is_ready(pod))
-        {
+        for pod in pods.iter().filter(|pod| pod["spec"]["nodeName"] == name && object::is_ready(pod)) {
             let change = |pod: &mut Value| {
                 let ready = object::condition(pod, "Ready").cloned();
                 ready.is_some_and(|mut ready| {
@@ -159,22 +130,10 @@ impl Lifecycle {
                 })
             };
             let (namespace, pod_name) = (object::namespace(pod), object::name(pod));
-            let changed = registry
-                .modify(
-                    &kind::POD,
-                    Some(namespace),
-                    pod_name,
-                    Subresource::Status,
-                    actor,
-                    change,
-                )
-                .await;
+            let changed = registry.modify(&kind::POD, Some(namespace), pod_name, Subresource::Status, actor, change).await;
             match changed {
                 Err(error) if !error.is_not_found() => return Err(error),
-                _ => self
-                    .context
-                    .events
-                    .warning(pod, "NodeNotReady", "Node is not ready"),
+                _ => self.context.events.warning(pod, "NodeNotReady", "Node is not ready"),
             }
         }
         Ok(())
@@ -192,16 +151,7 @@ impl Lifecycle {
             after = node["spec"]["taints"].clone();
             changed
         };
-        registry
-            .modify(
-                &kind::NODE,
-                None,
-                name,
-                Subresource::Main,
-                &self.context.actor,
-                change,
-            )
-            .await?;
+        registry.modify(&kind::NODE, None, name, Subresource::Main, &self.context.actor, change).await?;
         info!(node = name, taints = %after, "node taints changed");
         Ok(())
     }
@@ -218,15 +168,9 @@ fn unknown(node: &mut Value, now: &str) -> bool {
         let present = object::condition(node, kind).cloned();
         let (reason, message) = match &present {
             Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
-            None => (
-                "NodeStatusNeverUpdated",
-                "Kubelet never posted node status.",
-            ),
+            None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
         };
-        if present
-            .as_ref()
-            .is_some_and(|condition| condition["status"] == "Unknown")
-        {
+        if present.as_ref().is_some_and(|condition| condition["status"] == "Unknown") {
             continue;
         }
         let heartbeat = match &present {
@@ -245,8 +189,7 @@ fn unknown(node: &mut Value, now: &str) -> bool {
 /// When no node at all is ready the fault is more likely between us and them: nothing is evicted then.
 fn wanted(node: &Value, any_ready: bool) -> Vec<(&'static str, &'static str)> {
     let mut wanted = Vec::new();
-    let ready =
-        object::condition(node, "Ready").map(|ready| ready["status"].as_str().unwrap_or_default());
+    let ready = object::condition(node, "Ready").map(|ready| ready["status"].as_str().unwrap_or_default());
     let lost = match ready {
         Some("True") => None,
         Some("Unknown") => Some(UNREACHABLE),
@@ -276,10 +219,7 @@ fn is_ours(taint: &Value) -> bool {
     let effect = taint["effect"].as_str().unwrap_or_default();
     match effect {
         "NoExecute" => key == NOT_READY || key == UNREACHABLE,
-        "NoSchedule" => {
-            [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&key)
-                || PRESSURES.iter().any(|(_, pressure)| *pressure == key)
-        }
+        "NoSchedule" => [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&key) || PRESSURES.iter().any(|(_, pressure)| *pressure == key),
         _ => false,
     }
 }
@@ -287,18 +227,10 @@ fn is_ours(taint: &Value) -> bool {
 /// Brings the taints this controller owns to the wanted ones, leaving all others. Returns whether anything changed.
 fn retaint(node: &mut Value, any_ready: bool, now: &str) -> bool {
     let wanted = wanted(node, any_ready);
-    let present = node["spec"]["taints"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let is = |taint: &Value, (key, effect): (&str, &str)| {
-        taint["key"] == key && taint["effect"] == effect
-    };
-    let mut taints: Vec<Value> = present
-        .iter()
-        .filter(|taint| !is_ours(taint) || wanted.iter().any(|one| is(taint, *one)))
-        .cloned()
-        .collect();
+    let present = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    let is = |taint: &Value, (key, effect): (&str, &str)| taint["key"] == key && taint["effect"] == effect;
+    let mut taints: Vec<Value> =
+        present.iter().filter(|taint| !is_ours(taint) || wanted.iter().any(|one| is(taint, *one))).cloned().collect();
     for one in wanted {
         if !taints.iter().any(|taint| is(taint, one)) {
             taints.push(json!({ "key": one.0, "effect": one.1, "timeAdded": now }));
@@ -333,51 +265,15 @@ mod tests {
 
     #[test]
     fn taints_follow_conditions() {
-        type Row = (
-            &'static str,
-            &'static [(&'static str, &'static str)],
-            Value,
-            bool,
-            &'static [&'static str],
-        );
+        type Row = (&'static str, &'static [(&'static str, &'static str)], Value, bool, &'static [&'static str]);
         let rows: &[Row] = &[
             ("healthy", &[("Ready", "True")], json!({}), true, &[]),
-            (
-                "not ready",
-                &[("Ready", "False")],
-                json!({}),
-                true,
-                &["not-ready:NoSchedule", "not-ready:NoExecute"],
-            ),
-            (
-                "silent",
-                &[("Ready", "Unknown")],
-                json!({}),
-                true,
-                &["unreachable:NoSchedule", "unreachable:NoExecute"],
-            ),
-            (
-                "all silent: no eviction",
-                &[("Ready", "Unknown")],
-                json!({}),
-                false,
-                &["unreachable:NoSchedule"],
-            ),
+            ("not ready", &[("Ready", "False")], json!({}), true, &["not-ready:NoSchedule", "not-ready:NoExecute"]),
+            ("silent", &[("Ready", "Unknown")], json!({}), true, &["unreachable:NoSchedule", "unreachable:NoExecute"]),
+            ("all silent: no eviction", &[("Ready", "Unknown")], json!({}), false, &["unreachable:NoSchedule"]),
             ("new", &[], json!({}), true, &["not-ready:NoSchedule"]),
-            (
-                "cordoned",
-                &[("Ready", "True")],
-                json!({ "unschedulable": true }),
-                true,
-                &["unschedulable:NoSchedule"],
-            ),
-            (
-                "pressure",
-                &[("Ready", "True"), ("MemoryPressure", "True")],
-                json!({}),
-                true,
-                &["memory-pressure:NoSchedule"],
-            ),
+            ("cordoned", &[("Ready", "True")], json!({ "unschedulable": true }), true, &["unschedulable:NoSchedule"]),
+            ("pressure", &[("Ready", "True"), ("MemoryPressure", "True")], json!({}), true, &["memory-pressure:NoSchedule"]),
             (
                 "recovered",
                 &[("Ready", "True")],
@@ -401,10 +297,7 @@ mod tests {
                 .into_iter()
                 .flatten()
                 .map(|taint| {
-                    let key = taint["key"]
-                        .as_str()
-                        .unwrap()
-                        .trim_start_matches("node.kubernetes.io/");
+                    let key = taint["key"].as_str().unwrap().trim_start_matches("node.kubernetes.io/");
                     format!("{key}:{}", taint["effect"].as_str().unwrap())
                 })
                 .collect();
@@ -421,10 +314,7 @@ mod tests {
         assert_eq!(ready["reason"], "NodeStatusUnknown");
         assert_eq!(ready["lastHeartbeatTime"], "2026-11-23T04:00:00Z");
         assert_eq!(ready["lastTransitionTime"], NOW);
-        assert_eq!(
-            object::condition(&node, "PIDPressure").unwrap()["reason"],
-            "NodeStatusNeverUpdated"
-        );
+        assert_eq!(object::condition(&node, "PIDPressure").unwrap()["reason"], "NodeStatusNeverUpdated");
         assert!(!unknown(&mut node, "later"), "once");
     }
 }

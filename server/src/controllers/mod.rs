@@ -62,23 +62,13 @@ const RETRY: Duration = Duration::from_millis(500);
 const RESYNC: Duration = Duration::from_secs(300);
 
 /// Runs `controller` until `stop` turns true.
-pub async fn run<C: Controller>(
-    mut controller: C,
-    registry: Arc<Registry>,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn run<C: Controller>(mut controller: C, registry: Arc<Registry>, mut stop: watch::Receiver<bool>) {
     let wake = Arc::new(Notify::new());
-    let watchers: Vec<_> = controller
-        .kinds()
-        .iter()
-        .map(|kind| tokio::spawn(forward(registry.clone(), kind, wake.clone())))
-        .collect();
+    let watchers: Vec<_> = controller.kinds().iter().map(|kind| tokio::spawn(forward(registry.clone(), kind, wake.clone()))).collect();
     loop {
         let again = match controller.round().await {
             Ok(again) => again.unwrap_or(RESYNC).min(RESYNC),
-            Err(error)
-                if error.is_conflict() || error.is_not_found() || error.is_already_exists() =>
-            {
+            Err(error) if error.is_conflict() || error.is_not_found() || error.is_already_exists() => {
                 debug!(controller = C::NAME, error = %error, "lost a race");
                 RETRY
             }
@@ -118,49 +108,25 @@ async fn forward(registry: Arc<Registry>, kind: &'static Kind, wake: Arc<Notify>
 
 /// Makes what every cluster has before the first request: the fixed namespaces and what they hold.
 pub async fn bootstrap(context: &Context, root_ca: &str) -> Result<(), ApiStatus> {
-    let namespaces = namespaces::Namespaces {
-        context: context.clone(),
-        root_ca: root_ca.to_owned(),
-    };
+    let namespaces = namespaces::Namespaces { context: context.clone(), root_ca: root_ca.to_owned() };
     namespaces.bootstrap().await?;
-    endpoints::Endpoints {
-        context: context.clone(),
-    }
-    .kubernetes()
-    .await
+    endpoints::Endpoints { context: context.clone() }.kubernetes().await
 }
 
 /// Starts all controllers and the scheduler; they end when `stop` turns true.
-pub fn start(
-    context: &Context,
-    root_ca: &str,
-    stop: &watch::Receiver<bool>,
-) -> Vec<JoinHandle<()>> {
+pub fn start(context: &Context, root_ca: &str, stop: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
     let mut tasks = Vec::new();
-    let mut start = Start {
-        context,
-        stop,
-        tasks: &mut tasks,
-    };
-    start.one(namespaces::Namespaces {
-        context: context.clone(),
-        root_ca: root_ca.to_owned(),
-    });
-    start.one(nodes::Nodes {
-        context: context.clone(),
-    });
+    let mut start = Start { context, stop, tasks: &mut tasks };
+    start.one(namespaces::Namespaces { context: context.clone(), root_ca: root_ca.to_owned() });
+    start.one(nodes::Nodes { context: context.clone() });
     start.one(deployment::Deployments::new(context));
     start.one(replicaset::ReplicaSets::new(context));
     start.one(Scheduler::new(context));
-    start.one(endpoints::Endpoints {
-        context: context.clone(),
-    });
+    start.one(endpoints::Endpoints { context: context.clone() });
     start.one(lifecycle::Lifecycle::new(context));
     start.one(eviction::Eviction::new(context));
     start.one(pod_gc::PodGc::new(context));
-    start.one(garbage::Garbage {
-        context: context.clone(),
-    });
+    start.one(garbage::Garbage { context: context.clone() });
     tasks
 }
 

@@ -29,10 +29,7 @@ impl Controller for Namespaces {
     }
 
     async fn round(&mut self) -> Result<Option<Duration>, ApiStatus> {
-        let (namespaces, _) =
-            self.context
-                .registry
-                .list(&kind::NAMESPACE, None, &Selectors::default());
+        let (namespaces, _) = self.context.registry.list(&kind::NAMESPACE, None, &Selectors::default());
         for namespace in &namespaces {
             if !object::is_deleting(namespace) {
                 self.furnish(object::name(namespace)).await?;
@@ -45,18 +42,11 @@ impl Controller for Namespaces {
 impl Namespaces {
     async fn furnish(&self, namespace: &str) -> Result<(), ApiStatus> {
         let (registry, actor) = (&self.context.registry, &self.context.actor);
-        if registry
-            .get(&kind::SERVICE_ACCOUNT, Some(namespace), "default")
-            .is_err()
-        {
+        if registry.get(&kind::SERVICE_ACCOUNT, Some(namespace), "default").is_err() {
             let account = json!({
                 "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace },
             });
-            ignore_present(
-                registry
-                    .create(&kind::SERVICE_ACCOUNT, Some(namespace), account, actor)
-                    .await,
-            )?;
+            ignore_present(registry.create(&kind::SERVICE_ACCOUNT, Some(namespace), account, actor).await)?;
         }
         let data = json!({ "ca.crt": self.root_ca });
         match registry.get(&kind::CONFIG_MAP, Some(namespace), ROOT_CA) {
@@ -66,17 +56,7 @@ impl Namespaces {
                     map["data"] = data.clone();
                     true
                 };
-                registry
-                    .modify(
-                        &kind::CONFIG_MAP,
-                        Some(namespace),
-                        ROOT_CA,
-                        Subresource::Main,
-                        actor,
-                        change,
-                    )
-                    .await
-                    .map(|_| ())
+                registry.modify(&kind::CONFIG_MAP, Some(namespace), ROOT_CA, Subresource::Main, actor, change).await.map(|_| ())
             }
             Err(_) => {
                 let map = json!({
@@ -87,11 +67,7 @@ impl Namespaces {
                     },
                     "data": data,
                 });
-                ignore_present(
-                    registry
-                        .create(&kind::CONFIG_MAP, Some(namespace), map, actor)
-                        .await,
-                )
+                ignore_present(registry.create(&kind::CONFIG_MAP, Some(namespace), map, actor).await)
             }
         }
     }
@@ -99,19 +75,9 @@ impl Namespaces {
     /// Creates the four namespaces every cluster has and furnishes them.
     pub async fn bootstrap(&self) -> Result<(), ApiStatus> {
         for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-            if self
-                .context
-                .registry
-                .get(&kind::NAMESPACE, None, name)
-                .is_err()
-            {
+            if self.context.registry.get(&kind::NAMESPACE, None, name).is_err() {
                 let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
-                ignore_present(
-                    self.context
-                        .registry
-                        .create(&kind::NAMESPACE, None, namespace, &self.context.actor)
-                        .await,
-                )?;
+                ignore_present(self.context.registry.create(&kind::NAMESPACE, None, namespace, &self.context.actor).await)?;
             }
             self.furnish(name).await?;
         }

@@ -35,16 +35,9 @@ impl Controller for Nodes {
     async fn round(&mut self) -> Result<Option<Duration>, ApiStatus> {
         let registry = &self.context.registry;
         let (nodes, _) = registry.list(&kind::NODE, None, &Selectors::default());
-        let mut used: Vec<Value> = nodes
-            .iter()
-            .map(|node| node["spec"]["podCIDR"].clone())
-            .collect();
+        let mut used: Vec<Value> = nodes.iter().map(|node| node["spec"]["podCIDR"].clone()).collect();
         for node in &nodes {
-            let cidr = if node["spec"]["podCIDR"].is_string() {
-                None
-            } else {
-                free_cidr(&self.context, &used)
-            };
+            let cidr = if node["spec"]["podCIDR"].is_string() { None } else { free_cidr(&self.context, &used) };
             used.extend(cidr.iter().map(|cidr| json!(cidr)));
             self.node(node, cidr).await?;
         }
@@ -54,11 +47,7 @@ impl Controller for Nodes {
 
 impl Nodes {
     async fn node(&self, node: &Value, cidr: Option<String>) -> Result<(), ApiStatus> {
-        let (registry, actor, name) = (
-            &self.context.registry,
-            &self.context.actor,
-            object::name(node),
-        );
+        let (registry, actor, name) = (&self.context.registry, &self.context.actor, object::name(node));
         let cloud = match cloud(node) {
             Cloud::Nothing => None,
             Cloud::Wait => None,
@@ -69,25 +58,17 @@ impl Nodes {
             Cloud::Set(set) => Some(set),
         };
         // Addresses before the taint: once it is gone pods come, and their logs need the address.
-        if let Some(set) = cloud
-            .as_ref()
-            .filter(|set| node["status"]["addresses"] != set.addresses)
-        {
+        if let Some(set) = cloud.as_ref().filter(|set| node["status"]["addresses"] != set.addresses) {
             let change = |node: &mut Value| {
                 node["status"]["addresses"] = set.addresses.clone();
                 true
             };
-            registry
-                .modify(&kind::NODE, None, name, Subresource::Status, actor, change)
-                .await?;
+            registry.modify(&kind::NODE, None, name, Subresource::Status, actor, change).await?;
         }
         let mut initialised = false;
         let change = |node: &mut Value| {
             let before = node.clone();
-            if let Some(cidr) = cidr
-                .as_ref()
-                .filter(|_| !node["spec"]["podCIDR"].is_string())
-            {
+            if let Some(cidr) = cidr.as_ref().filter(|_| !node["spec"]["podCIDR"].is_string()) {
                 node["spec"]["podCIDR"] = json!(cidr);
                 node["spec"]["podCIDRs"] = json!([cidr]);
             }
@@ -103,30 +84,20 @@ impl Nodes {
         let mut probe = node.clone();
         let mut change = change;
         if change(&mut probe) {
-            registry
-                .modify(&kind::NODE, None, name, Subresource::Main, actor, change)
-                .await?;
+            registry.modify(&kind::NODE, None, name, Subresource::Main, actor, change).await?;
         }
         if initialised {
             info!(node = name, "node initialised");
-            self.context.events.named("cloud-node-controller").normal(
-                node,
-                "Synced",
-                "Node synced successfully",
-            );
+            self.context.events.named("cloud-node-controller").normal(node, "Synced", "Node synced successfully");
         }
         self.own_password(node).await
     }
 
     async fn own_password(&self, node: &Value) -> Result<(), ApiStatus> {
-        let (registry, name) = (
-            &self.context.registry,
-            node_password::secret_name(object::name(node)),
-        );
+        let (registry, name) = (&self.context.registry, node_password::secret_name(object::name(node)));
         let owner = node_password::owner(node);
         let owned = |secret: &Value| secret["metadata"]["ownerReferences"] == json!([owner]);
-        let secret: Option<Arc<Value>> =
-            registry.get(&kind::SECRET, Some("kube-system"), &name).ok();
+        let secret: Option<Arc<Value>> = registry.get(&kind::SECRET, Some("kube-system"), &name).ok();
         if secret.is_none_or(|secret| owned(&secret)) {
             return Ok(());
         }
@@ -134,16 +105,7 @@ impl Nodes {
             secret["metadata"]["ownerReferences"] = json!([owner]);
             true
         };
-        let modified = registry
-            .modify(
-                &kind::SECRET,
-                Some("kube-system"),
-                &name,
-                Subresource::Main,
-                &self.context.actor,
-                change,
-            )
-            .await;
+        let modified = registry.modify(&kind::SECRET, Some("kube-system"), &name, Subresource::Main, &self.context.actor, change).await;
         match modified {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
@@ -153,13 +115,8 @@ impl Nodes {
 
 /// The lowest /24 of the pod network that no node has.
 fn free_cidr(context: &Context, used: &[Value]) -> Option<String> {
-    let free = context
-        .cluster
-        .pods
-        .subnets(NODE_PREFIX)
-        .ok()?
-        .map(|net| net.to_string())
-        .find(|net| !used.iter().any(|other| other == net));
+    let free =
+        context.cluster.pods.subnets(NODE_PREFIX).ok()?.map(|net| net.to_string()).find(|net| !used.iter().any(|other| other == net));
     if free.is_none() {
         warn!(network = %context.cluster.pods, "no pod network left for another node");
     }
@@ -196,19 +153,11 @@ fn cloud(node: &Value) -> Cloud {
             .find_map(|value| value.as_str().filter(|text| !text.is_empty()))
     };
     let Some(internal) = annotation("k3s.io/internal-ip") else {
-        return if initialise {
-            Cloud::Wait
-        } else {
-            Cloud::Nothing
-        };
+        return if initialise { Cloud::Wait } else { Cloud::Nothing };
     };
     let mut addresses = Vec::new();
     let mut push = |kind: &str, values: Option<&str>| {
-        for value in values
-            .unwrap_or_default()
-            .split(',')
-            .filter(|value| !value.is_empty())
-        {
+        for value in values.unwrap_or_default().split(',').filter(|value| !value.is_empty()) {
             addresses.push(json!({ "type": kind, "address": value }));
         }
     };
@@ -217,25 +166,18 @@ fn cloud(node: &Value) -> Cloud {
     push("InternalDNS", annotation("k3s.io/internal-dns"));
     push("ExternalDNS", annotation("k3s.io/external-dns"));
     push("Hostname", annotation("k3s.io/hostname"));
-    if let Some(provided) =
-        node["metadata"]["annotations"]["alpha.kubernetes.io/provided-node-ip"].as_str()
-    {
+    if let Some(provided) = node["metadata"]["annotations"]["alpha.kubernetes.io/provided-node-ip"].as_str() {
         let known = |ip: &str| addresses.iter().any(|address| address["address"] == *ip);
         if !provided.split(',').filter(|ip| is_specified(ip)).all(known) {
             return Cloud::Refuse("failed to get node address from cloud provider that matches ip");
         }
     }
-    Cloud::Set(CloudSet {
-        addresses: Value::Array(addresses),
-        initialise,
-    })
+    Cloud::Set(CloudSet { addresses: Value::Array(addresses), initialise })
 }
 
 /// `0.0.0.0` and `::` stand for "any of this family".
 fn is_specified(ip: &str) -> bool {
-    !ip.is_empty()
-        && !matches!(ip.parse::<IpAddr>(), Ok(ip) if ip.is_unspecified())
-        && ip != Ipv4Addr::UNSPECIFIED.to_string()
+    !ip.is_empty() && !matches!(ip.parse::<IpAddr>(), Ok(ip) if ip.is_unspecified()) && ip != Ipv4Addr::UNSPECIFIED.to_string()
 }
 
 fn taints(node: &Value) -> impl Iterator<Item = &Value> {
@@ -247,10 +189,7 @@ fn initialise(node: &mut Value) -> bool {
     if !node["spec"]["providerID"].is_string() {
         node["spec"]["providerID"] = json!(format!("k3s://{}", object::name(node)));
     }
-    for label in [
-        "node.kubernetes.io/instance-type",
-        "beta.kubernetes.io/instance-type",
-    ] {
+    for label in ["node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type"] {
         if !node["metadata"]["labels"][label].is_string() {
             node["metadata"]["labels"][label] = json!("k3s");
         }
@@ -274,11 +213,7 @@ mod tests {
     use super::*;
 
     fn node(annotations: Value, tainted: bool) -> Value {
-        let taints = if tainted {
-            json!([{ "key": UNINITIALIZED, "effect": "NoSchedule" }])
-        } else {
-            json!(null)
-        };
+        let taints = if tainted { json!([{ "key": UNINITIALIZED, "effect": "NoSchedule" }]) } else { json!(null) };
         json!({ "metadata": { "name": "wire1", "annotations": annotations }, "spec": { "taints": taints } })
     }
 
@@ -296,20 +231,12 @@ mod tests {
             "alpha.kubernetes.io/provided-node-ip": "10.99.0.41", "k3s.io/hostname": "wire1", "k3s.io/internal-ip": "10.99.0.41",
         });
         let mut node = node(annotations, true);
-        let Cloud::Set(set) = cloud(&node) else {
-            panic!("not ready")
-        };
-        assert_eq!(
-            set.addresses,
-            json!([{ "type": "InternalIP", "address": "10.99.0.41" }, { "type": "Hostname", "address": "wire1" }])
-        );
+        let Cloud::Set(set) = cloud(&node) else { panic!("not ready") };
+        assert_eq!(set.addresses, json!([{ "type": "InternalIP", "address": "10.99.0.41" }, { "type": "Hostname", "address": "wire1" }]));
         assert!(set.initialise);
         assert!(initialise(&mut node));
         assert_eq!(node["spec"]["providerID"], "k3s://wire1");
-        assert_eq!(
-            node["metadata"]["labels"]["node.kubernetes.io/instance-type"],
-            "k3s"
-        );
+        assert_eq!(node["metadata"]["labels"]["node.kubernetes.io/instance-type"], "k3s");
         assert!(node["spec"].get("taints").is_none());
     }
 }

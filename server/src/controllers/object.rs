@@ -27,10 +27,7 @@ pub fn is_deleting(object: &Value) -> bool {
 
 /// The owner reference with `controller: true`.
 pub fn controller(object: &Value) -> Option<&Value> {
-    object["metadata"]["ownerReferences"]
-        .as_array()?
-        .iter()
-        .find(|owner| owner["controller"] == true)
+    object["metadata"]["ownerReferences"].as_array()?.iter().find(|owner| owner["controller"] == true)
 }
 
 /// Whether `owner` controls `object`.
@@ -52,10 +49,7 @@ pub fn controller_reference(owner: &Value) -> Value {
 
 /// Whether a pod's phase is final.
 pub fn is_finished(pod: &Value) -> bool {
-    matches!(
-        pod["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed")
-    )
+    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
 /// Neither finished nor being deleted.
@@ -65,10 +59,7 @@ pub fn is_active(pod: &Value) -> bool {
 
 /// The condition of type `kind`, if present.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    object["status"]["conditions"]
-        .as_array()?
-        .iter()
-        .find(|condition| condition["type"] == kind)
+    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
 }
 
 /// Whether a pod's Ready condition is True.
@@ -94,8 +85,7 @@ pub fn selector(object: &Value) -> Option<Selectors> {
         Value::Array(list) => !list.is_empty(),
         _ => false,
     };
-    (has("matchLabels") || has("matchExpressions"))
-        .then(|| selector::Selectors::from_label_selector(selector))
+    (has("matchLabels") || has("matchExpressions")).then(|| selector::Selectors::from_label_selector(selector))
 }
 
 /// Sets the condition of `wanted`'s type. `lastTransitionTime` moves only when `status` changes; returns whether
@@ -107,10 +97,7 @@ pub fn set_condition(status: &mut Value, mut wanted: Value, now: &str) -> bool {
     let Some(conditions) = status["conditions"].as_array_mut() else {
         return false;
     };
-    match conditions
-        .iter_mut()
-        .find(|condition| condition["type"] == wanted["type"])
-    {
+    match conditions.iter_mut().find(|condition| condition["type"] == wanted["type"]) {
         None => {
             wanted["lastTransitionTime"] = json!(now);
             conditions.push(wanted);
@@ -119,15 +106,8 @@ pub fn set_condition(status: &mut Value, mut wanted: Value, now: &str) -> bool {
         Some(present) => {
             let same = |key: &str| present[key] == wanted[key];
             let unchanged = same("status") && same("reason") && same("message");
-            wanted["lastTransitionTime"] = if same("status") {
-                present["lastTransitionTime"].clone()
-            } else {
-                json!(now)
-            };
-            let changed = !unchanged
-                || wanted
-                    .get("lastUpdateTime")
-                    .is_some_and(|time| *time != present["lastUpdateTime"]);
+            wanted["lastTransitionTime"] = if same("status") { present["lastTransitionTime"].clone() } else { json!(now) };
+            let changed = !unchanged || wanted.get("lastUpdateTime").is_some_and(|time| *time != present["lastUpdateTime"]);
             if changed {
                 *present = wanted;
             }

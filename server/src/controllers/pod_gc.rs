@@ -32,11 +32,7 @@ impl PodGc {
     pub fn new(context: &Context) -> PodGc {
         let mut context = context.clone();
         context.events = context.events.named("pod-garbage-collector");
-        PodGc {
-            context,
-            missing: HashMap::new(),
-            swept: None,
-        }
+        PodGc { context, missing: HashMap::new(), swept: None }
     }
 }
 
@@ -63,22 +59,14 @@ impl Controller for PodGc {
             if registry.get(&kind::NODE, None, node).is_ok() {
                 continue;
             }
-            let since = *missing
-                .entry(node.to_owned())
-                .or_insert_with(|| self.missing.get(node).copied().unwrap_or(now));
-            match (since + QUARANTINE)
-                .checked_duration_since(now)
-                .filter(|left| !left.is_zero())
-            {
+            let since = *missing.entry(node.to_owned()).or_insert_with(|| self.missing.get(node).copied().unwrap_or(now));
+            match (since + QUARANTINE).checked_duration_since(now).filter(|left| !left.is_zero()) {
                 Some(left) => again = earliest(again, Some(left)),
                 None => self.orphan(pod).await?,
             }
         }
         self.missing = missing;
-        if self
-            .swept
-            .is_none_or(|swept| now.duration_since(swept) >= SWEEP)
-        {
+        if self.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
             self.swept = Some(now);
             self.sweep(OffsetDateTime::now_utc()).await?;
         }
@@ -102,16 +90,7 @@ impl PodGc {
         };
         let (registry, actor) = (&self.context.registry, &self.context.actor);
         let (namespace, name) = (object::namespace(pod), object::name(pod));
-        let marked = registry
-            .modify(
-                &kind::POD,
-                Some(namespace),
-                name,
-                Subresource::Status,
-                actor,
-                change,
-            )
-            .await;
+        let marked = registry.modify(&kind::POD, Some(namespace), name, Subresource::Status, actor, change).await;
         match marked {
             Err(error) if !error.is_not_found() => Err(error),
             _ => self.remove(pod).await,
@@ -119,18 +98,11 @@ impl PodGc {
     }
 
     async fn remove(&self, pod: &Value) -> Result<(), ApiStatus> {
-        let options = DeleteOptions {
-            grace_period: Some(0),
-            uid: Some(object::uid(pod).to_owned()),
-            ..DeleteOptions::default()
-        };
+        let options = DeleteOptions { grace_period: Some(0), uid: Some(object::uid(pod).to_owned()), ..DeleteOptions::default() };
         let (namespace, name) = (object::namespace(pod), object::name(pod));
         info!(namespace, pod = name, "pod cleared away");
         let (registry, actor) = (&self.context.registry, &self.context.actor);
-        match registry
-            .delete(&kind::POD, Some(namespace), name, options, actor)
-            .await
-        {
+        match registry.delete(&kind::POD, Some(namespace), name, options, actor).await {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
             _ => Ok(()),
         }
@@ -139,21 +111,9 @@ impl PodGc {
     async fn sweep(&self, now: OffsetDateTime) -> Result<(), ApiStatus> {
         let registry = &self.context.registry;
         let (secrets, _) = registry.list(&kind::SECRET, Some("kube-system"), &Selectors::default());
-        for secret in secrets
-            .iter()
-            .filter(|secret| is_forlorn_password(secret, now))
-        {
+        for secret in secrets.iter().filter(|secret| is_forlorn_password(secret, now)) {
             let (actor, name) = (&self.context.actor, object::name(secret));
-            match registry
-                .delete(
-                    &kind::SECRET,
-                    Some("kube-system"),
-                    name,
-                    DeleteOptions::default(),
-                    actor,
-                )
-                .await
-            {
+            match registry.delete(&kind::SECRET, Some("kube-system"), name, DeleteOptions::default(), actor).await {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
             }
@@ -163,15 +123,9 @@ impl PodGc {
 }
 
 fn is_forlorn_password(secret: &Value, now: OffsetDateTime) -> bool {
-    let owned = secret["metadata"]["ownerReferences"]
-        .as_array()
-        .is_some_and(|owners| !owners.is_empty());
-    let created = secret["metadata"]["creationTimestamp"]
-        .as_str()
-        .and_then(clock::parse);
-    secret["type"] == "k3s.cattle.io/node-password"
-        && !owned
-        && created.is_some_and(|created| created + PASSWORD_LIFETIME < now)
+    let owned = secret["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
+    let created = secret["metadata"]["creationTimestamp"].as_str().and_then(clock::parse);
+    secret["type"] == "k3s.cattle.io/node-password" && !owned && created.is_some_and(|created| created + PASSWORD_LIFETIME < now)
 }
 
 #[cfg(test)]

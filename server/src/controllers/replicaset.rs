@@ -40,37 +40,21 @@ impl ReplicaSets {
     pub fn new(context: &Context) -> ReplicaSets {
         let mut context = context.clone();
         context.events = context.events.named("replicaset-controller");
-        ReplicaSets {
-            context,
-            failures: HashMap::new(),
-        }
+        ReplicaSets { context, failures: HashMap::new() }
     }
 
     /// How long `set` has still to wait after its last failure.
     fn waits(&self, set: &Value, now: Instant) -> Option<Duration> {
         let failure = self.failures.get(object::uid(set))?;
-        let left = failure
-            .until
-            .checked_duration_since(now)
-            .filter(|left| !left.is_zero())?;
+        let left = failure.until.checked_duration_since(now).filter(|left| !left.is_zero())?;
         (failure.generation == set["metadata"]["generation"]).then_some(left)
     }
 
     fn failed(&mut self, set: &Value, now: Instant) -> Duration {
-        let before = self
-            .failures
-            .get(object::uid(set))
-            .map(|failure| failure.wait);
+        let before = self.failures.get(object::uid(set)).map(|failure| failure.wait);
         let wait = before.map_or(BACK_OFF.0, |wait| (wait * 2).min(BACK_OFF.1));
         let generation = set["metadata"]["generation"].clone();
-        self.failures.insert(
-            object::uid(set).to_owned(),
-            Failure {
-                generation,
-                wait,
-                until: now + wait,
-            },
-        );
+        self.failures.insert(object::uid(set).to_owned(), Failure { generation, wait, until: now + wait });
         wait
     }
 }
@@ -89,19 +73,12 @@ impl Controller for ReplicaSets {
         let (pods, _) = registry.list(&kind::POD, None, &Selectors::default());
         let mut by_namespace: BTreeMap<&str, Vec<&Arc<Value>>> = BTreeMap::new();
         for pod in &pods {
-            by_namespace
-                .entry(object::namespace(pod))
-                .or_default()
-                .push(pod);
+            by_namespace.entry(object::namespace(pod)).or_default().push(pod);
         }
-        self.failures
-            .retain(|uid, _| sets.iter().any(|set| object::uid(set) == uid));
+        self.failures.retain(|uid, _| sets.iter().any(|set| object::uid(set) == uid));
         let mut again: Option<Duration> = None;
         for set in &sets {
-            let pods = by_namespace
-                .get(object::namespace(set))
-                .map(Vec::as_slice)
-                .unwrap_or_default();
+            let pods = by_namespace.get(object::namespace(set)).map(Vec::as_slice).unwrap_or_default();
             if let Some(wait) = self.waits(set, Instant::now()) {
                 again = earliest(again, Some(wait));
                 continue;
@@ -153,11 +130,7 @@ impl ReplicaSets {
             }
         }
         // Pods made in this round wake the next one, which counts them.
-        let (registry, namespace, name) = (
-            &self.context.registry,
-            object::namespace(set),
-            object::name(set),
-        );
+        let (registry, namespace, name) = (&self.context.registry, object::namespace(set), object::name(set));
         let (wanted, again) = status(set, &pods, failure.as_ref(), OffsetDateTime::now_utc());
         if wanted != set["status"] {
             let change = |set: &mut Value| {
@@ -165,16 +138,7 @@ impl ReplicaSets {
                 set["status"] = wanted.clone();
                 changed
             };
-            registry
-                .modify(
-                    &kind::REPLICA_SET,
-                    Some(namespace),
-                    name,
-                    Subresource::Status,
-                    &self.context.actor,
-                    change,
-                )
-                .await?;
+            registry.modify(&kind::REPLICA_SET, Some(namespace), name, Subresource::Status, &self.context.actor, change).await?;
         }
         match failure {
             Some(error) => Err(error),
@@ -183,11 +147,7 @@ impl ReplicaSets {
     }
 
     async fn perform(&self, set: &Value, step: Step) -> Result<(), ApiStatus> {
-        let (registry, actor, namespace) = (
-            &self.context.registry,
-            &self.context.actor,
-            object::namespace(set),
-        );
+        let (registry, actor, namespace) = (&self.context.registry, &self.context.actor, object::namespace(set));
         let events = &self.context.events;
         match step {
             Step::Adopt(name) => {
@@ -202,18 +162,7 @@ impl ReplicaSets {
                     }
                     true
                 };
-                gone_is_fine(
-                    registry
-                        .modify(
-                            &kind::POD,
-                            Some(namespace),
-                            &name,
-                            Subresource::Main,
-                            actor,
-                            change,
-                        )
-                        .await,
-                )
+                gone_is_fine(registry.modify(&kind::POD, Some(namespace), &name, Subresource::Main, actor, change).await)
             }
             Step::Release(name) => {
                 let change = |pod: &mut Value| {
@@ -224,30 +173,12 @@ impl ReplicaSets {
                     owners.retain(|owner| owner["uid"] != set["metadata"]["uid"]);
                     owners.len() != before
                 };
-                gone_is_fine(
-                    registry
-                        .modify(
-                            &kind::POD,
-                            Some(namespace),
-                            &name,
-                            Subresource::Main,
-                            actor,
-                            change,
-                        )
-                        .await,
-                )
+                gone_is_fine(registry.modify(&kind::POD, Some(namespace), &name, Subresource::Main, actor, change).await)
             }
             Step::Create(count) => {
                 for _ in 0..count {
-                    match registry
-                        .create(&kind::POD, Some(namespace), pod(set), actor)
-                        .await
-                    {
-                        Ok(pod) => events.normal(
-                            set,
-                            "SuccessfulCreate",
-                            format!("Created pod: {}", object::name(&pod)),
-                        ),
+                    match registry.create(&kind::POD, Some(namespace), pod(set), actor).await {
+                        Ok(pod) => events.normal(set, "SuccessfulCreate", format!("Created pod: {}", object::name(&pod))),
                         Err(error) => {
                             events.warning(set, "FailedCreate", format!("Error creating: {error}"));
                             return Err(error);
@@ -258,17 +189,7 @@ impl ReplicaSets {
             }
             Step::Delete(names) => {
                 for name in names {
-                    gone_is_fine(
-                        registry
-                            .delete(
-                                &kind::POD,
-                                Some(namespace),
-                                &name,
-                                DeleteOptions::default(),
-                                actor,
-                            )
-                            .await,
-                    )?;
+                    gone_is_fine(registry.delete(&kind::POD, Some(namespace), &name, DeleteOptions::default(), actor).await)?;
                     events.normal(set, "SuccessfulDelete", format!("Deleted pod: {name}"));
                 }
                 Ok(())
@@ -315,11 +236,7 @@ fn decide(set: &Value, pods: &[&Value]) -> Vec<Step> {
             } else if !object::is_deleting(set) && !object::is_deleting(pod) {
                 steps.push(Step::Release(object::name(pod).to_owned()));
             }
-        } else if matches
-            && object::controller(pod).is_none()
-            && object::is_active(pod)
-            && !object::is_deleting(set)
-        {
+        } else if matches && object::controller(pod).is_none() && object::is_active(pod) && !object::is_deleting(set) {
             steps.push(Step::Adopt(object::name(pod).to_owned()));
             own.push(pod);
         }
@@ -327,10 +244,7 @@ fn decide(set: &Value, pods: &[&Value]) -> Vec<Step> {
     if object::is_deleting(set) {
         return Vec::new();
     }
-    let mut active: Vec<&Value> = own
-        .into_iter()
-        .filter(|pod| object::is_active(pod))
-        .collect();
+    let mut active: Vec<&Value> = own.into_iter().filter(|pod| object::is_active(pod)).collect();
     let wanted = usize::try_from(object::replicas(set)).unwrap_or(0);
     if active.len() < wanted {
         steps.push(Step::Create((wanted - active.len()).min(BURST)));
@@ -338,32 +252,15 @@ fn decide(set: &Value, pods: &[&Value]) -> Vec<Step> {
         let excess = (active.len() - wanted).min(BURST);
         let mut per_node: BTreeMap<&str, usize> = BTreeMap::new();
         for pod in &active {
-            *per_node
-                .entry(pod["spec"]["nodeName"].as_str().unwrap_or_default())
-                .or_default() += 1;
+            *per_node.entry(pod["spec"]["nodeName"].as_str().unwrap_or_default()).or_default() += 1;
         }
         active.sort_by_key(|pod| dispensability(pod, &per_node));
-        steps.push(Step::Delete(
-            active[..excess]
-                .iter()
-                .map(|pod| object::name(pod).to_owned())
-                .collect(),
-        ));
+        steps.push(Step::Delete(active[..excess].iter().map(|pod| object::name(pod).to_owned()).collect()));
     }
     steps
 }
 
-type Rank = (
-    bool,
-    u8,
-    bool,
-    i64,
-    std::cmp::Reverse<usize>,
-    std::cmp::Reverse<String>,
-    i64,
-    std::cmp::Reverse<String>,
-    String,
-);
+type Rank = (bool, u8, bool, i64, std::cmp::Reverse<usize>, std::cmp::Reverse<String>, i64, std::cmp::Reverse<String>, String);
 
 /// Least rank goes first: not assigned, not yet running, not ready, cheap to delete, crowded on its node, ready for the
 /// shortest time, most restarts, youngest.
@@ -385,8 +282,7 @@ fn dispensability(pod: &Value, per_node: &BTreeMap<&str, usize>) -> Rank {
         .filter_map(|status| status["restartCount"].as_i64())
         .max()
         .unwrap_or(0);
-    let since =
-        object::condition(pod, "Ready").and_then(|ready| ready["lastTransitionTime"].as_str());
+    let since = object::condition(pod, "Ready").and_then(|ready| ready["lastTransitionTime"].as_str());
     let node = pod["spec"]["nodeName"].as_str();
     (
         node.is_some(),
@@ -396,41 +292,25 @@ fn dispensability(pod: &Value, per_node: &BTreeMap<&str, usize>) -> Rank {
         Reverse(per_node.get(node.unwrap_or_default()).copied().unwrap_or(0)),
         Reverse(since.unwrap_or_default().to_owned()),
         -restarts,
-        Reverse(
-            pod["metadata"]["creationTimestamp"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned(),
-        ),
+        Reverse(pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned()),
         object::name(pod).to_owned(),
     )
 }
 
 /// The status these pods amount to, and when it may change by time alone (`minReadySeconds`).
-fn status(
-    set: &Value,
-    pods: &[&Value],
-    failure: Option<&ApiStatus>,
-    now: OffsetDateTime,
-) -> (Value, Option<Duration>) {
+fn status(set: &Value, pods: &[&Value], failure: Option<&ApiStatus>, now: OffsetDateTime) -> (Value, Option<Duration>) {
     let template = set["spec"]["template"]["metadata"]["labels"].as_object();
     let min_ready = set["spec"]["minReadySeconds"].as_i64().unwrap_or(0);
     let (mut replicas, mut labelled, mut ready, mut available) = (0_i64, 0_i64, 0_i64, 0_i64);
     let mut again = None;
     let selector = object::selector(set);
     let own = pods.iter().filter(|pod| {
-        object::is_controlled_by(pod, set)
-            && object::is_active(pod)
-            && selector
-                .as_ref()
-                .is_some_and(|selector| selector.matches(pod))
+        object::is_controlled_by(pod, set) && object::is_active(pod) && selector.as_ref().is_some_and(|selector| selector.matches(pod))
     });
     for pod in own {
         replicas += 1;
         let labels = &pod["metadata"]["labels"];
-        labelled += i64::from(
-            template.is_none_or(|wanted| wanted.iter().all(|(key, value)| labels[key] == *value)),
-        );
+        labelled += i64::from(template.is_none_or(|wanted| wanted.iter().all(|(key, value)| labels[key] == *value)));
         if object::is_ready(pod) {
             ready += 1;
             match time_to_available(pod, min_ready, now) {
@@ -439,13 +319,8 @@ fn status(
             }
         }
     }
-    let mut status =
-        json!({ "replicas": replicas, "observedGeneration": set["metadata"]["generation"] });
-    for (field, count) in [
-        ("fullyLabeledReplicas", labelled),
-        ("readyReplicas", ready),
-        ("availableReplicas", available),
-    ] {
+    let mut status = json!({ "replicas": replicas, "observedGeneration": set["metadata"]["generation"] });
+    for (field, count) in [("fullyLabeledReplicas", labelled), ("readyReplicas", ready), ("availableReplicas", available)] {
         if count > 0 {
             status[field] = json!(count);
         }
@@ -463,10 +338,8 @@ fn time_to_available(pod: &Value, min_ready: i64, now: OffsetDateTime) -> Option
     if min_ready <= 0 {
         return None;
     }
-    let since = object::condition(pod, "Ready")
-        .and_then(|ready| ready["lastTransitionTime"].as_str())
-        .and_then(clock::parse)
-        .unwrap_or(now);
+    let since =
+        object::condition(pod, "Ready").and_then(|ready| ready["lastTransitionTime"].as_str()).and_then(clock::parse).unwrap_or(now);
     let left = since + time::Duration::seconds(min_ready) - now;
     Duration::try_from(left).ok().filter(|left| !left.is_zero())
 }
@@ -499,9 +372,7 @@ mod tests {
     }
 
     fn delete(names: &[&str]) -> Vec<Step> {
-        vec![Step::Delete(
-            names.iter().map(|name| (*name).to_owned()).collect(),
-        )]
+        vec![Step::Delete(names.iter().map(|name| (*name).to_owned()).collect())]
     }
 
     #[test]
@@ -520,23 +391,10 @@ mod tests {
     #[test]
     fn least_useful_pods_go_first() {
         let good = pod("good", "a", "Running", true);
-        assert_eq!(
-            steps(1, &[good.clone(), pod("pending", "a", "Pending", false)]),
-            delete(&["pending"])
-        );
-        assert_eq!(
-            steps(1, &[good.clone(), pod("unassigned", "", "Pending", false)]),
-            delete(&["unassigned"])
-        );
-        assert_eq!(
-            steps(1, &[good.clone(), pod("unready", "a", "Running", false)]),
-            delete(&["unready"])
-        );
-        let crowd = [
-            pod("b1", "b", "Running", true),
-            pod("b2", "b", "Running", true),
-            good,
-        ];
+        assert_eq!(steps(1, &[good.clone(), pod("pending", "a", "Pending", false)]), delete(&["pending"]));
+        assert_eq!(steps(1, &[good.clone(), pod("unassigned", "", "Pending", false)]), delete(&["unassigned"]));
+        assert_eq!(steps(1, &[good.clone(), pod("unready", "a", "Running", false)]), delete(&["unready"]));
+        let crowd = [pod("b1", "b", "Running", true), pod("b2", "b", "Running", true), good];
         assert_eq!(steps(2, &crowd), delete(&["b1"]));
     }
 
@@ -547,10 +405,7 @@ mod tests {
         assert_eq!(steps(1, &[orphan]), [Step::Adopt("orphan".to_owned())]);
         let mut relabelled = pod("odd", "a", "Running", true);
         relabelled["metadata"]["labels"] = json!({ "app": "debug" });
-        assert_eq!(
-            steps(1, &[relabelled]),
-            [Step::Release("odd".to_owned()), Step::Create(1)]
-        );
+        assert_eq!(steps(1, &[relabelled]), [Step::Release("odd".to_owned()), Step::Create(1)]);
         let mut other = pod("other", "a", "Running", true);
         other["metadata"]["ownerReferences"][0]["uid"] = json!("someone else");
         assert_eq!(steps(0, &[other]), []);
@@ -561,17 +416,9 @@ mod tests {
         let mut set = set(1);
         set["spec"]["minReadySeconds"] = json!(10);
         let pod = pod("p", "a", "Running", true);
-        let at = |seconds| {
-            clock::parse("2026-11-23T00:00:00Z").unwrap() + time::Duration::seconds(seconds)
-        };
+        let at = |seconds| clock::parse("2026-11-23T00:00:00Z").unwrap() + time::Duration::seconds(seconds);
         let (early, again) = status(&set, &[&pod], None, at(4));
-        assert_eq!(
-            (
-                early["readyReplicas"].clone(),
-                early["availableReplicas"].clone()
-            ),
-            (json!(1), Value::Null)
-        );
+        assert_eq!((early["readyReplicas"].clone(), early["availableReplicas"].clone()), (json!(1), Value::Null));
         assert_eq!(again, Some(Duration::from_secs(6)));
         let (late, again) = status(&set, &[&pod], None, at(10));
         assert_eq!((late["availableReplicas"].clone(), again), (json!(1), None));

@@ -52,12 +52,7 @@ struct Address {
 impl Kubelets {
     /// Calls as `system:apiserver` in `system:masters`, with certificates of `pki`.
     pub fn new(registry: Arc<Registry>, sessions: Arc<Sessions>, pki: Arc<Pki>) -> Kubelets {
-        Kubelets {
-            registry,
-            sessions,
-            pki,
-            tls: Mutex::new(None),
-        }
+        Kubelets { registry, sessions, pki, tls: Mutex::new(None) }
     }
 
     fn connector(&self) -> anyhow::Result<TlsConnector> {
@@ -73,41 +68,22 @@ impl Kubelets {
     }
 
     /// Sends `request` (path and query only) to the kubelet server of `node`. The body is small and in memory.
-    pub async fn send(
-        &self,
-        node: &str,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, ApiStatus> {
+    pub async fn send(&self, node: &str, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ApiStatus> {
         let object = self.registry.get(&kind::NODE, None, node)?;
-        let address = address(&object).ok_or_else(|| {
-            ApiStatus::internal(format!(
-                "no preferred addresses found; known addresses: [] of node {node}"
-            ))
-        })?;
-        let url = format!(
-            "https://{}:{}{}",
-            bracket(address.ip),
-            address.port,
-            request.uri()
-        );
+        let address = address(&object)
+            .ok_or_else(|| ApiStatus::internal(format!("no preferred addresses found; known addresses: [] of node {node}")))?;
+        let url = format!("https://{}:{}{}", bracket(address.ip), address.port, request.uri());
         let fail = |why: String| {
             debug!(node, error = why, "kubelet unreachable");
             unreachable(&format!("Get \"{url}\": {why}"))
         };
-        let dialled = self
-            .sessions
-            .open(node, &format!("127.0.0.1:{}", address.port))
-            .await;
+        let dialled = self.sessions.open(node, &format!("127.0.0.1:{}", address.port)).await;
         let stream = dialled.map_err(|error| {
             let code = match error {
                 tunnel_server::Error::NoSession { .. } => "502: 502 Bad Gateway".to_owned(),
                 tunnel_server::Error::Broken { source, .. } => format!("500: {source}"),
             };
-            fail(format!(
-                "proxy error from 127.0.0.1 while dialing {}:{}, code {code}",
-                bracket(address.ip),
-                address.port
-            ))
+            fail(format!("proxy error from 127.0.0.1 while dialing {}:{}, code {code}", bracket(address.ip), address.port))
         })?;
         let name = ServerName::IpAddress(address.ip.into());
         let connector = self.connector().map_err(ApiStatus::internal)?;
@@ -116,18 +92,14 @@ impl Kubelets {
             Ok(Err(error)) => return Err(fail(error.to_string())),
             Err(_) => return Err(fail("net/http: TLS handshake timeout".to_owned())),
         };
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| fail(error.to_string()))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| fail(error.to_string()))?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 debug!(%error, "kubelet connection ended");
             }
         });
         let host = format!("{}:{}", bracket(address.ip), address.port);
-        let host = host
-            .parse()
-            .map_err(|_| ApiStatus::internal("host header"))?;
+        let host = host.parse().map_err(|_| ApiStatus::internal("host header"))?;
         request.headers_mut().insert(hyper::header::HOST, host);
         match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
             Ok(Ok(response)) => Ok(response),
@@ -146,8 +118,7 @@ fn connector(pki: &Pki) -> anyhow::Result<TlsConnector> {
     for certificate in CertificateDer::pem_slice_iter(pki.server_ca.cert_pem().as_bytes()) {
         roots.add(certificate?)?;
     }
-    let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()?;
+    let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?;
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
@@ -168,10 +139,7 @@ fn bracket(ip: IpAddr) -> String {
 fn address(node: &Value) -> Option<Address> {
     let addresses = node["status"]["addresses"].as_array()?;
     let ip = ["InternalIP", "ExternalIP"].iter().find_map(|kind| {
-        addresses
-            .iter()
-            .find(|address| address["type"] == *kind)
-            .and_then(|address| address["address"].as_str()?.parse().ok())
+        addresses.iter().find(|address| address["type"] == *kind).and_then(|address| address["address"].as_str()?.parse().ok())
     })?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
         .as_u64()
@@ -201,10 +169,7 @@ mod tests {
                 { "type": "InternalIP", "address": "10.99.0.41" }],
             "daemonEndpoints": { "kubeletEndpoint": { "Port": 10255 } },
         } });
-        let expected = Address {
-            ip: "10.99.0.41".parse().unwrap(),
-            port: 10255,
-        };
+        let expected = Address { ip: "10.99.0.41".parse().unwrap(), port: 10255 };
         assert_eq!(address(&node), Some(expected));
         assert_eq!(address(&json!({ "status": {} })), None);
     }

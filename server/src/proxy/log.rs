@@ -10,69 +10,36 @@ use crate::api::{ApiStatus, Cause, kind};
 use crate::http::{Body, RequestInfo, full};
 
 /// Parameters handed on as they came.
-const PASSED: [&str; 8] = [
-    "follow",
-    "previous",
-    "timestamps",
-    "sinceSeconds",
-    "sinceTime",
-    "tailLines",
-    "limitBytes",
-    "stream",
-];
+const PASSED: [&str; 8] = ["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"];
 /// Of an error answer; more is cut, as by the real server.
 const ERROR_LIMIT: usize = 2048;
 
-pub(super) async fn serve(
-    proxy: &Proxy,
-    info: &RequestInfo,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn serve(proxy: &Proxy, info: &RequestInfo, request: Request<Incoming>) -> Result<Response<Body>, ApiStatus> {
     let pairs = query::pairs(request.uri().query().unwrap_or_default());
     check(&pairs, &info.name)?;
-    let pod = proxy
-        .registry
-        .get(&kind::POD, Some(&info.namespace), &info.name)?;
+    let pod = proxy.registry.get(&kind::POD, Some(&info.namespace), &info.name)?;
     let container = target::container(&pod, query::first(&pairs, "container").unwrap_or_default())?;
     // A pod no node has yet has no log; the real server answers with nothing, too.
     let Some(node) = target::node(&pod) else {
         return Ok(text(full("")));
     };
-    let passed = pairs
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .filter(|(key, _)| PASSED.contains(key));
+    let passed = pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| PASSED.contains(key));
     let passed = query::encode(passed);
     let mark = if passed.is_empty() { "" } else { "?" };
-    let uri = format!(
-        "/containerLogs/{}/{}/{container}{mark}{passed}",
-        info.namespace, info.name
-    );
-    let request = Request::get(uri)
-        .body(Full::new(Bytes::new()))
-        .map_err(|error| ApiStatus::bad_request(error.to_string()))?;
+    let uri = format!("/containerLogs/{}/{}/{container}{mark}{passed}", info.namespace, info.name);
+    let request = Request::get(uri).body(Full::new(Bytes::new())).map_err(|error| ApiStatus::bad_request(error.to_string()))?;
     let answer = proxy.kubelets.send(node, request).await?;
     let status = answer.status();
     if status.is_success() {
         return Ok(text(Body::new(answer.into_body().map_err(Into::into))));
     }
-    let body = Limited::new(answer.into_body(), ERROR_LIMIT)
-        .collect()
-        .await
-        .map(|body| body.to_bytes())
-        .unwrap_or_default();
-    Err(refused(
-        status,
-        String::from_utf8_lossy(&body).trim(),
-        &info.name,
-    ))
+    let body = Limited::new(answer.into_body(), ERROR_LIMIT).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    Err(refused(status, String::from_utf8_lossy(&body).trim(), &info.name))
 }
 
 fn text(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }
 
@@ -83,9 +50,7 @@ fn refused(status: StatusCode, message: &str, pod: &str) -> ApiStatus {
         StatusCode::INTERNAL_SERVER_ERROR => ApiStatus::internal(message),
         StatusCode::NOT_FOUND => {
             let mut found = ApiStatus::not_found(&kind::POD, pod);
-            found.message = format!(
-                "the server could not find the requested resource ( pods/log {pod}): {message}"
-            );
+            found.message = format!("the server could not find the requested resource ( pods/log {pod}): {message}");
             found
         }
         other => {
@@ -118,9 +83,7 @@ fn check(pairs: &[(String, String)], pod: &str) -> Result<(), ApiStatus> {
                 Ok(number) if number >= least => {}
                 Ok(_) => wrong(field, value, why),
                 Err(_) => {
-                    return Err(ApiStatus::bad_request(format!(
-                        "strconv.ParseInt: parsing {value:?}: invalid syntax"
-                    )));
+                    return Err(ApiStatus::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")));
                 }
             }
         }
@@ -128,8 +91,7 @@ fn check(pairs: &[(String, String)], pod: &str) -> Result<(), ApiStatus> {
     if query::first(pairs, "sinceSeconds").is_some() && query::first(pairs, "sinceTime").is_some() {
         causes.push(Cause {
             reason: "FieldValueForbidden".to_owned(),
-            message: "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
-                .to_owned(),
+            message: "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified".to_owned(),
             field: String::new(),
         });
     }

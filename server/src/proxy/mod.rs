@@ -31,35 +31,20 @@ pub struct Proxy {
 
 impl Proxy {
     /// Takes the request if its subresource is one of these.
-    pub fn handle(
-        self: &Arc<Self>,
-        info: RequestInfo,
-        request: Request<Incoming>,
-        _: &Identity,
-    ) -> Handled {
+    pub fn handle(self: &Arc<Self>, info: RequestInfo, request: Request<Incoming>, _: &Identity) -> Handled {
         let this = self.clone();
         match (info.resource.as_str(), info.subresource.as_str()) {
             ("pods", "log") => answer(async move { log::serve(&this, &info, request).await }),
-            ("pods", "exec") => {
-                answer(async move { stream::serve(&this, Streaming::Exec, &info, request).await })
-            }
-            ("pods", "attach") => {
-                answer(async move { stream::serve(&this, Streaming::Attach, &info, request).await })
-            }
-            ("pods", "portforward") => {
-                answer(
-                    async move { stream::serve(&this, Streaming::PortForward, &info, request).await },
-                )
-            }
+            ("pods", "exec") => answer(async move { stream::serve(&this, Streaming::Exec, &info, request).await }),
+            ("pods", "attach") => answer(async move { stream::serve(&this, Streaming::Attach, &info, request).await }),
+            ("pods", "portforward") => answer(async move { stream::serve(&this, Streaming::PortForward, &info, request).await }),
             ("nodes", "proxy") => answer(async move { node::serve(&this, &info, request).await }),
             _ => Handled::NotMine(request),
         }
     }
 }
 
-fn answer(
-    work: impl Future<Output = Result<Response<Body>, ApiStatus>> + Send + 'static,
-) -> Handled {
+fn answer(work: impl Future<Output = Result<Response<Body>, ApiStatus>> + Send + 'static) -> Handled {
     Handled::Response(Box::pin(async move {
         match work.await {
             Ok(response) => response,

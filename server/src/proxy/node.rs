@@ -2,9 +2,7 @@
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, USER_AGENT,
-};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::{Request, Response};
 
 use super::Proxy;
@@ -14,22 +12,10 @@ use crate::http::{Body, RequestInfo};
 /// Of a request's body; what kubelets take is small.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-pub(super) async fn serve(
-    proxy: &Proxy,
-    info: &RequestInfo,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, ApiStatus> {
+pub(super) async fn serve(proxy: &Proxy, info: &RequestInfo, request: Request<Incoming>) -> Result<Response<Body>, ApiStatus> {
     let (parts, body) = request.into_parts();
-    let body = Limited::new(body, BODY_LIMIT)
-        .collect()
-        .await
-        .map_err(|_| ApiStatus::too_large(BODY_LIMIT))?
-        .to_bytes();
-    let query = parts
-        .uri
-        .query()
-        .map(|query| format!("?{query}"))
-        .unwrap_or_default();
+    let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|_| ApiStatus::too_large(BODY_LIMIT))?.to_bytes();
+    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let uri = format!("/{}{query}", info.rest.trim_start_matches('/'));
     let mut upstream = Request::builder()
         .method(parts.method)

@@ -14,17 +14,13 @@ pub fn pairs(query: &str) -> Vec<(String, String)> {
 
 /// The first value of `key`.
 pub fn first<'a>(pairs: &'a [(String, String)], key: &str) -> Option<&'a str> {
-    pairs
-        .iter()
-        .find(|(name, _)| name == key)
-        .map(|(_, value)| value.as_str())
+    pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
 }
 
 /// Go's reading of a boolean; anything else, also nothing, is false, but an empty value (`?follow`) is true for the
 /// API's own conversion.
 pub fn flag(pairs: &[(String, String)], key: &str) -> bool {
-    first(pairs, key)
-        .is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false"))
+    first(pairs, key).is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false"))
 }
 
 /// The pairs as a query string.
@@ -54,11 +50,7 @@ fn push(out: &mut String, text: &str) {
 
 fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
-    let digit = |at: usize| {
-        bytes
-            .get(at)
-            .and_then(|byte| char::from(*byte).to_digit(16))
-    };
+    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
@@ -81,11 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_encoded_comes_back() {
-        let pairs_in = [
-            ("command", "sh -c 'a&b=100%'"),
-            ("command", "ü+"),
-            ("input", "1"),
-        ];
+        let pairs_in = [("command", "sh -c 'a&b=100%'"), ("command", "ü+"), ("input", "1")];
         let text = encode(pairs_in);
         let back = pairs(&text);
         let back: Vec<(&str, &str)> = back.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

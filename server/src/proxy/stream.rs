@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE,
-};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -45,32 +43,21 @@ pub(super) async fn serve(
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return Err(ApiStatus::method_not_allowed());
     }
-    let pod = proxy
-        .registry
-        .get(&kind::POD, Some(&info.namespace), &info.name)?;
+    let pod = proxy.registry.get(&kind::POD, Some(&info.namespace), &info.name)?;
     let pairs = query::pairs(request.uri().query().unwrap_or_default());
     let uri = match what {
         Streaming::PortForward => port_forward_uri(info),
         Streaming::Exec | Streaming::Attach => {
-            let container =
-                target::container(&pod, query::first(&pairs, "container").unwrap_or_default())?;
+            let container = target::container(&pod, query::first(&pairs, "container").unwrap_or_default())?;
             command_uri(what, info, &container, &pairs)?
         }
     };
-    let node = target::node(&pod).ok_or_else(|| {
-        ApiStatus::bad_request(format!(
-            "pod {} does not have a host assigned",
-            object::name(&pod)
-        ))
-    })?;
+    let node =
+        target::node(&pod).ok_or_else(|| ApiStatus::bad_request(format!("pod {} does not have a host assigned", object::name(&pod))))?;
     if !asks_for_spdy(request.headers()) {
-        return Err(ApiStatus::bad_request(
-            "unable to upgrade: only SPDY/3.1 is offered",
-        ));
+        return Err(ApiStatus::bad_request("unable to upgrade: only SPDY/3.1 is offered"));
     }
-    let mut upstream = Request::post(uri)
-        .body(Full::new(Bytes::new()))
-        .map_err(|error| ApiStatus::bad_request(error.to_string()))?;
+    let mut upstream = Request::post(uri).body(Full::new(Bytes::new())).map_err(|error| ApiStatus::bad_request(error.to_string()))?;
     let headers = upstream.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
@@ -100,9 +87,7 @@ fn refusal(answer: Response<Incoming>) -> Response<Body> {
     let mut response = Response::new(Body::new(body.map_err(Into::into)));
     *response.status_mut() = parts.status;
     if let Some(content_type) = parts.headers.get(CONTENT_TYPE) {
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, content_type.clone());
+        response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
     }
     response
 }
@@ -124,27 +109,12 @@ fn port_forward_uri(info: &RequestInfo) -> String {
 }
 
 /// The kubelet's own names for the streams are `input`, `output` and `error`.
-fn command_uri(
-    what: Streaming,
-    info: &RequestInfo,
-    container: &str,
-    pairs: &[(String, String)],
-) -> Result<String, ApiStatus> {
-    let (stdin, stdout, stderr, tty) = (
-        query::flag(pairs, "stdin"),
-        query::flag(pairs, "stdout"),
-        query::flag(pairs, "stderr"),
-        query::flag(pairs, "tty"),
-    );
-    let commands: Vec<&str> = pairs
-        .iter()
-        .filter(|(key, _)| key == "command")
-        .map(|(_, value)| value.as_str())
-        .collect();
+fn command_uri(what: Streaming, info: &RequestInfo, container: &str, pairs: &[(String, String)]) -> Result<String, ApiStatus> {
+    let (stdin, stdout, stderr, tty) =
+        (query::flag(pairs, "stdin"), query::flag(pairs, "stdout"), query::flag(pairs, "stderr"), query::flag(pairs, "tty"));
+    let commands: Vec<&str> = pairs.iter().filter(|(key, _)| key == "command").map(|(_, value)| value.as_str()).collect();
     if !stdin && !stdout && !stderr {
-        return Err(ApiStatus::bad_request(
-            "you must specify at least 1 of stdin, stdout, stderr",
-        ));
+        return Err(ApiStatus::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
     if tty && stderr {
         return Err(ApiStatus::bad_request("tty and stderr cannot both be true"));
@@ -156,27 +126,13 @@ fn command_uri(
     if what == Streaming::Exec {
         passed.extend(commands.iter().map(|command| ("command", *command)));
     }
-    for (name, wanted) in [
-        ("error", stderr),
-        ("input", stdin),
-        ("output", stdout),
-        ("tty", tty),
-    ] {
+    for (name, wanted) in [("error", stderr), ("input", stdin), ("output", stdout), ("tty", tty)] {
         if wanted {
             passed.push((name, "1"));
         }
     }
-    let verb = if what == Streaming::Exec {
-        "exec"
-    } else {
-        "attach"
-    };
-    Ok(format!(
-        "/{verb}/{}/{}/{container}?{}",
-        info.namespace,
-        info.name,
-        query::encode(passed)
-    ))
+    let verb = if what == Streaming::Exec { "exec" } else { "attach" };
+    Ok(format!("/{verb}/{}/{}/{container}?{}", info.namespace, info.name, query::encode(passed)))
 }
 
 /// Joins the two connections once both are upgraded.
@@ -217,11 +173,7 @@ mod tests {
     use super::*;
 
     fn info() -> RequestInfo {
-        RequestInfo {
-            namespace: "default".to_owned(),
-            name: "wire-pod".to_owned(),
-            ..RequestInfo::default()
-        }
+        RequestInfo { namespace: "default".to_owned(), name: "wire-pod".to_owned(), ..RequestInfo::default() }
     }
 
     #[test]
@@ -235,18 +187,11 @@ mod tests {
     #[test]
     fn impossible_stream_combinations_are_refused() {
         for (query, wanted) in [
-            (
-                "command=ls",
-                "you must specify at least 1 of stdin, stdout, stderr",
-            ),
-            (
-                "command=ls&tty=true&stderr=true",
-                "tty and stderr cannot both be true",
-            ),
+            ("command=ls", "you must specify at least 1 of stdin, stdout, stderr"),
+            ("command=ls&tty=true&stderr=true", "tty and stderr cannot both be true"),
             ("stdout=true", "you must specify a command"),
         ] {
-            let error =
-                command_uri(Streaming::Exec, &info(), "c", &query::pairs(query)).unwrap_err();
+            let error = command_uri(Streaming::Exec, &info(), "c", &query::pairs(query)).unwrap_err();
             assert_eq!((error.code, error.message.as_str()), (400, wanted));
         }
     }
@@ -287,10 +232,7 @@ mod tests {
         let (mut kubectl, user) = tokio::io::duplex(4);
         let (kubelet, backend) = tokio::io::duplex(64);
         let (kubelet_in, mut kubelet_out) = tokio::io::split(kubelet);
-        kubelet_out
-            .write_all(b"more than fits at once")
-            .await
-            .unwrap();
+        kubelet_out.write_all(b"more than fits at once").await.unwrap();
         drop((kubelet_in, kubelet_out));
         let joined = tokio::spawn(splice(user, backend));
         kubectl.write_all(b"ack").await.unwrap();

@@ -51,8 +51,7 @@ impl PodFacts {
     pub fn new(pod: &Value) -> PodFacts {
         PodFacts {
             namespace: object::namespace(pod).to_owned(),
-            owner: object::controller(pod)
-                .and_then(|owner| owner["uid"].as_str().map(str::to_owned)),
+            owner: object::controller(pod).and_then(|owner| owner["uid"].as_str().map(str::to_owned)),
             requests: requests(&pod["spec"]),
             host_ports: host_ports(&pod["spec"]),
             labels: pod["metadata"]["labels"].clone(),
@@ -68,10 +67,7 @@ impl Node {
             name: object::name(node).to_owned(),
             labels: node["metadata"]["labels"].clone(),
             unschedulable: node["spec"]["unschedulable"] == true,
-            taints: node["spec"]["taints"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default(),
+            taints: node["spec"]["taints"].as_array().cloned().unwrap_or_default(),
             allocatable: amounts(&node["status"]["allocatable"]),
             requested: Amounts::new(),
             pods: Vec::new(),
@@ -88,12 +84,7 @@ impl Node {
 }
 
 fn amounts(object: &Value) -> Amounts {
-    object
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(name, value)| Some((name.clone(), quantity::of(value)?)))
-        .collect()
+    object.as_object().into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), quantity::of(value)?))).collect()
 }
 
 /// Sum over the containers, but at least what the init containers need before them; restartable init containers
@@ -137,17 +128,12 @@ fn raise(to: &mut Amounts, least: &Amounts) {
 
 fn host_ports(spec: &Value) -> Vec<(String, String, u64)> {
     let containers = spec["containers"].as_array().into_iter().flatten();
-    let text =
-        |port: &Value, key: &str, default: &str| port[key].as_str().unwrap_or(default).to_owned();
+    let text = |port: &Value, key: &str, default: &str| port[key].as_str().unwrap_or(default).to_owned();
     containers
         .flat_map(|container| container["ports"].as_array().into_iter().flatten())
         .filter_map(|port| {
             let number = port["hostPort"].as_u64().filter(|number| *number != 0)?;
-            Some((
-                text(port, "protocol", "TCP"),
-                text(port, "hostIP", "0.0.0.0"),
-                number,
-            ))
+            Some((text(port, "protocol", "TCP"), text(port, "hostIP", "0.0.0.0"), number))
         })
         .collect()
 }

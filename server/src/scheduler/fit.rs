@@ -16,10 +16,7 @@ pub(super) fn check(pod: &PodFacts, node: &Node, nodes: &[Node]) -> Result<(), V
     if node.unschedulable && !tolerates_cordon() {
         return no("node(s) were unschedulable");
     }
-    let blocking = |taint: &&Value| {
-        matches!(taint["effect"].as_str(), Some("NoSchedule" | "NoExecute"))
-            && !tolerated(&pod.spec, taint)
-    };
+    let blocking = |taint: &&Value| matches!(taint["effect"].as_str(), Some("NoSchedule" | "NoExecute")) && !tolerated(&pod.spec, taint);
     if let Some(taint) = node.taints.iter().find(blocking) {
         let (key, value) = (text(taint, "key"), text(taint, "value"));
         return no(&format!("node(s) had untolerated taint {{{key}: {value}}}"));
@@ -27,12 +24,7 @@ pub(super) fn check(pod: &PodFacts, node: &Node, nodes: &[Node]) -> Result<(), V
     if !affinity::node_matches(&pod.spec, node) {
         return no("node(s) didn't match Pod's node affinity/selector");
     }
-    if pod.host_ports.iter().any(|wanted| {
-        node.pods
-            .iter()
-            .flat_map(|other| &other.host_ports)
-            .any(|used| collide(wanted, used))
-    }) {
+    if pod.host_ports.iter().any(|wanted| node.pods.iter().flat_map(|other| &other.host_ports).any(|used| collide(wanted, used))) {
         return no("node(s) didn't have free ports for the requested pod ports");
     }
     let short = shortages(pod, node);
@@ -73,11 +65,7 @@ fn collide(a: &(String, String, u64), b: &(String, String, u64)) -> bool {
 
 /// Whether one of the pod's tolerations covers `taint`.
 pub fn tolerated(spec: &Value, taint: &Value) -> bool {
-    spec["tolerations"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|toleration| covers(toleration, taint))
+    spec["tolerations"].as_array().into_iter().flatten().any(|toleration| covers(toleration, taint))
 }
 
 /// The rule for one toleration: an absent effect or key means any, and the operator is `Equal` unless said otherwise.
@@ -98,32 +86,18 @@ pub fn covers(toleration: &Value, taint: &Value) -> bool {
 /// Less is better, compared from left to right: taints one would rather avoid, pods of the same owner already there,
 /// preferences missed, and the share of the node already requested in thousandths.
 pub(super) fn cost(pod: &PodFacts, node: &Node, nodes: &[Node]) -> (usize, usize, i64, i128) {
-    let avoid = node
-        .taints
-        .iter()
-        .filter(|taint| taint["effect"] == "PreferNoSchedule" && !tolerated(&pod.spec, taint))
-        .count();
+    let avoid = node.taints.iter().filter(|taint| taint["effect"] == "PreferNoSchedule" && !tolerated(&pod.spec, taint)).count();
     let siblings = match &pod.owner {
-        Some(owner) => node
-            .pods
-            .iter()
-            .filter(|other| other.owner.as_ref() == Some(owner))
-            .count(),
+        Some(owner) => node.pods.iter().filter(|other| other.owner.as_ref() == Some(owner)).count(),
         None => 0,
     };
-    (
-        avoid,
-        siblings,
-        -affinity::preference(pod, node, nodes),
-        fullness(pod, node),
-    )
+    (avoid, siblings, -affinity::preference(pod, node, nodes), fullness(pod, node))
 }
 
 fn fullness(pod: &PodFacts, node: &Node) -> i128 {
     let share = |resource: &str| {
         let has = node.allocatable.get(resource).copied().unwrap_or(0);
-        let used = node.requested.get(resource).copied().unwrap_or(0)
-            + pod.requests.get(resource).copied().unwrap_or(0);
+        let used = node.requested.get(resource).copied().unwrap_or(0) + pod.requests.get(resource).copied().unwrap_or(0);
         if has > 0 { used * 1000 / has } else { 1000 }
     };
     // Pods without requests still take room: their number breaks the tie.

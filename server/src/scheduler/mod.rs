@@ -34,10 +34,7 @@ impl Scheduler {
     pub fn new(context: &Context) -> Scheduler {
         let mut context = context.clone();
         context.events = context.events.named(NAME);
-        Scheduler {
-            context,
-            actor: Actor::system("kube-scheduler"),
-        }
+        Scheduler { context, actor: Actor::system("kube-scheduler") }
     }
 }
 
@@ -52,23 +49,13 @@ impl Controller for Scheduler {
     async fn round(&mut self) -> Result<Option<Duration>, ApiStatus> {
         let registry = &self.context.registry;
         let (pods, _) = registry.list(&kind::POD, None, &Selectors::default());
-        let mut waiting: Vec<&Value> = pods
-            .iter()
-            .map(|pod| &**pod)
-            .filter(|pod| is_waiting(pod))
-            .collect();
+        let mut waiting: Vec<&Value> = pods.iter().map(|pod| &**pod).filter(|pod| is_waiting(pod)).collect();
         if waiting.is_empty() {
             return Ok(None);
         }
         waiting.sort_by_key(|pod| {
-            let created = pod["metadata"]["creationTimestamp"]
-                .as_str()
-                .unwrap_or_default();
-            (
-                -pod["spec"]["priority"].as_i64().unwrap_or(0),
-                created.to_owned(),
-                object::name(pod).to_owned(),
-            )
+            let created = pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
+            (-pod["spec"]["priority"].as_i64().unwrap_or(0), created.to_owned(), object::name(pod).to_owned())
         });
         let (nodes, _) = registry.list(&kind::NODE, None, &Selectors::default());
         let mut cluster: Vec<Node> = nodes.iter().map(|node| Node::new(node)).collect();
@@ -97,12 +84,7 @@ impl Controller for Scheduler {
 impl Scheduler {
     async fn bind(&self, pod: &Value, node: &str) -> Result<(), ApiStatus> {
         let (namespace, name) = (object::namespace(pod), object::name(pod));
-        match self
-            .context
-            .registry
-            .bind(namespace, name, node, &self.actor)
-            .await
-        {
+        match self.context.registry.bind(namespace, name, node, &self.actor).await {
             Ok(()) => {
                 info!(namespace, pod = name, node, "pod scheduled");
                 let message = format!("Successfully assigned {namespace}/{name} to {node}");
@@ -125,21 +107,9 @@ impl Scheduler {
             return Ok(());
         }
         self.context.events.warning(pod, "FailedScheduling", why);
-        let change =
-            |pod: &mut Value| object::set_condition(&mut pod["status"], wanted.clone(), &now);
+        let change = |pod: &mut Value| object::set_condition(&mut pod["status"], wanted.clone(), &now);
         let (namespace, name) = (object::namespace(pod), object::name(pod));
-        let changed = self
-            .context
-            .registry
-            .modify(
-                &kind::POD,
-                Some(namespace),
-                name,
-                Subresource::Status,
-                &self.actor,
-                change,
-            )
-            .await;
+        let changed = self.context.registry.modify(&kind::POD, Some(namespace), name, Subresource::Status, &self.actor, change).await;
         match changed {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
@@ -148,9 +118,7 @@ impl Scheduler {
 }
 
 fn is_waiting(pod: &Value) -> bool {
-    let gated = pod["spec"]["schedulingGates"]
-        .as_array()
-        .is_some_and(|gates| !gates.is_empty());
+    let gated = pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty());
     !pod["spec"]["nodeName"].is_string()
         && object::is_active(pod)
         && !gated
@@ -176,9 +144,7 @@ pub fn choose(pod: &PodFacts, nodes: &[Node]) -> Result<usize, String> {
     }
     let best = fitting.into_iter().min_by(|a, b| {
         let (a, b) = (&nodes[*a], &nodes[*b]);
-        fit::cost(pod, a, nodes)
-            .cmp(&fit::cost(pod, b, nodes))
-            .then_with(|| a.name.cmp(&b.name))
+        fit::cost(pod, a, nodes).cmp(&fit::cost(pod, b, nodes)).then_with(|| a.name.cmp(&b.name))
     });
     best.ok_or_else(|| {
         let mut lines: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();

@@ -45,8 +45,7 @@ fn replicas_of_one_owner_alternate_between_nodes() {
 
 #[test]
 fn refusals_are_worded_as_the_real_scheduler_words_them() {
-    let tainted =
-        json!({ "spec": { "taints": [{ "key": "k", "value": "v", "effect": "NoSchedule" }] } });
+    let tainted = json!({ "spec": { "taints": [{ "key": "k", "value": "v", "effect": "NoSchedule" }] } });
     let cordoned = json!({ "spec": { "unschedulable": true,
         "taints": [{ "key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule" }] } });
     let affinity = |operator: &str, values: Value| {
@@ -68,87 +67,27 @@ fn refusals_are_worded_as_the_real_scheduler_words_them() {
     };
     let big = json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "5", "memory": "2Gi" } } }] });
     let tolerating = json!({ "tolerations": [{ "key": "k", "operator": "Exists" }] });
-    type Row = (
-        &'static str,
-        Value,
-        Vec<Node>,
-        Result<&'static str, &'static str>,
-    );
+    type Row = (&'static str, Value, Vec<Node>, Result<&'static str, &'static str>);
     let rows: Vec<Row> = vec![
         ("fits", json!({}), vec![node("a", "4", json!({}))], Ok("a")),
-        (
-            "too big",
-            big,
-            vec![node("a", "4", json!({}))],
-            Err("1 Insufficient cpu, 1 Insufficient memory"),
-        ),
+        ("too big", big, vec![node("a", "4", json!({}))], Err("1 Insufficient cpu, 1 Insufficient memory")),
         ("full", json!({}), vec![full], Err("1 Too many pods")),
-        (
-            "taint",
-            json!({}),
-            vec![node("a", "4", tainted.clone())],
-            Err("1 node(s) had untolerated taint {k: v}"),
-        ),
-        (
-            "tolerated",
-            tolerating,
-            vec![node("a", "4", tainted)],
-            Ok("a"),
-        ),
-        (
-            "cordoned",
-            json!({}),
-            vec![node("a", "4", cordoned)],
-            Err("1 node(s) were unschedulable"),
-        ),
+        ("taint", json!({}), vec![node("a", "4", tainted.clone())], Err("1 node(s) had untolerated taint {k: v}")),
+        ("tolerated", tolerating, vec![node("a", "4", tainted)], Ok("a")),
+        ("cordoned", json!({}), vec![node("a", "4", cordoned)], Err("1 node(s) were unschedulable")),
         (
             "selector",
             json!({ "nodeSelector": { "disk": "ssd" } }),
             vec![node("a", "4", json!({}))],
             Err("1 node(s) didn't match Pod's node affinity/selector"),
         ),
-        (
-            "affinity in",
-            affinity("In", json!(["b"])),
-            vec![node("a", "4", json!({})), node("b", "4", json!({}))],
-            Ok("b"),
-        ),
-        (
-            "affinity not in",
-            affinity("NotIn", json!(["a"])),
-            vec![node("a", "4", json!({})), node("b", "4", json!({}))],
-            Ok("b"),
-        ),
-        (
-            "anti-affinity",
-            anti.clone(),
-            vec![busy(&anti)],
-            Err("1 node(s) didn't match pod anti-affinity rules"),
-        ),
-        (
-            "anti-affinity elsewhere",
-            anti.clone(),
-            vec![busy(&anti), node("b", "4", json!({}))],
-            Ok("b"),
-        ),
-        (
-            "existing anti-affinity",
-            json!({}),
-            vec![busy(&anti)],
-            Err("1 node(s) didn't satisfy existing pods anti-affinity rules"),
-        ),
-        (
-            "host port",
-            port.clone(),
-            vec![busy(&port)],
-            Err("1 node(s) didn't have free ports for the requested pod ports"),
-        ),
-        (
-            "less requested",
-            json!({}),
-            vec![node("a", "1", json!({})), node("b", "4", json!({}))],
-            Ok("b"),
-        ),
+        ("affinity in", affinity("In", json!(["b"])), vec![node("a", "4", json!({})), node("b", "4", json!({}))], Ok("b")),
+        ("affinity not in", affinity("NotIn", json!(["a"])), vec![node("a", "4", json!({})), node("b", "4", json!({}))], Ok("b")),
+        ("anti-affinity", anti.clone(), vec![busy(&anti)], Err("1 node(s) didn't match pod anti-affinity rules")),
+        ("anti-affinity elsewhere", anti.clone(), vec![busy(&anti), node("b", "4", json!({}))], Ok("b")),
+        ("existing anti-affinity", json!({}), vec![busy(&anti)], Err("1 node(s) didn't satisfy existing pods anti-affinity rules")),
+        ("host port", port.clone(), vec![busy(&port)], Err("1 node(s) didn't have free ports for the requested pod ports")),
+        ("less requested", json!({}), vec![node("a", "1", json!({})), node("b", "4", json!({}))], Ok("b")),
     ];
     for (name, spec, nodes, expected) in rows {
         let got = choose(&pod(spec), &nodes).map(|index| nodes[index].name.clone());
@@ -161,17 +100,13 @@ fn refusals_are_worded_as_the_real_scheduler_words_them() {
         });
         assert_eq!(got, expected, "{name}");
     }
-    assert_eq!(
-        choose(&pod(json!({})), &[]).unwrap_err(),
-        "no nodes available to schedule pods"
-    );
+    assert_eq!(choose(&pod(json!({})), &[]).unwrap_err(), "no nodes available to schedule pods");
 }
 
 #[test]
 fn init_containers_count_as_the_largest_of_them() {
     let request = |cpu: &str| json!({ "resources": { "requests": { "cpu": cpu } } });
-    let sidecar =
-        json!({ "restartPolicy": "Always", "resources": { "requests": { "cpu": "100m" } } });
+    let sidecar = json!({ "restartPolicy": "Always", "resources": { "requests": { "cpu": "100m" } } });
     let facts = pod(json!({
         "containers": [request("200m"), request("100m")],
         "initContainers": [sidecar, request("1")],
@@ -186,18 +121,10 @@ fn hard_spread_constraint_keeps_the_domains_level() {
     let mut nodes = vec![node("a", "4", json!({})), node("b", "100m", json!({}))];
     nodes[0].add(pod(json!({})));
     nodes[1].add(pod(json!({ "containers": [] })));
-    assert_eq!(
-        nodes[choose(&pod(spread.clone()), &nodes).unwrap()].name,
-        "a"
-    );
+    assert_eq!(nodes[choose(&pod(spread.clone()), &nodes).unwrap()].name, "a");
     nodes[0].add(pod(json!({})));
-    nodes[1].add(pod(
-        json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "100m" } } }] }),
-    ));
+    nodes[1].add(pod(json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "100m" } } }] })));
     nodes[1].pods.pop();
     let why = choose(&pod(spread), &nodes).unwrap_err();
-    assert!(
-        why.contains("1 node(s) didn't match pod topology spread constraints"),
-        "{why}"
-    );
+    assert!(why.contains("1 node(s) didn't match pod topology spread constraints"), "{why}");
 }

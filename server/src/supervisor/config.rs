@@ -61,9 +61,7 @@ impl Cluster {
         let mut out = Vec::with_capacity(4096);
         let mut serializer = serde_json::Serializer::new(&mut out);
         let fields = self.fields();
-        let mut map = serializer
-            .serialize_map(Some(fields.len()))
-            .expect("writing to memory");
+        let mut map = serializer.serialize_map(Some(fields.len())).expect("writing to memory");
         for (key, value) in &fields {
             map.serialize_entry(key, value).expect("writing to memory");
         }
@@ -103,14 +101,8 @@ impl Cluster {
             ("SupervisorPort", json!(self.port)),
             ("APIServerPort", json!(self.port)),
             ("APIServerBindAddress", json!("")),
-            (
-                "ServiceNodePortRange",
-                json!({ "Base": NODE_PORTS.0, "Size": NODE_PORTS.1 }),
-            ),
-            (
-                "KubeConfigOutput",
-                json!(self.data_dir.join("kubeconfig.yaml")),
-            ),
+            ("ServiceNodePortRange", json!({ "Base": NODE_PORTS.0, "Size": NODE_PORTS.1 })),
+            ("KubeConfigOutput", json!(self.data_dir.join("kubeconfig.yaml"))),
             ("KubeConfigMode", json!("")),
             ("KubeConfigGroup", json!("")),
             ("KubeConfigName", json!("default")),

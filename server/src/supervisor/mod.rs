@@ -82,11 +82,9 @@ fn path(path: &str) -> Option<Path> {
         "/v1-k3s/apiservers" => Path::Agent(Endpoint::ApiServers),
         "/v1-k3s/readyz" => Path::Agent(Endpoint::Readyz),
         "/v1-k3s/connect" => Path::Connect,
-        "/v1-k3s/encrypt/status"
-        | "/v1-k3s/encrypt/config"
-        | "/v1-k3s/cert/cacerts"
-        | "/v1-k3s/server-bootstrap"
-        | "/v1-k3s/token" => Path::OtherServers,
+        "/v1-k3s/encrypt/status" | "/v1-k3s/encrypt/config" | "/v1-k3s/cert/cacerts" | "/v1-k3s/server-bootstrap" | "/v1-k3s/token" => {
+            Path::OtherServers
+        }
         _ => return None,
     })
 }
@@ -123,17 +121,9 @@ impl Supervisor {
         }
     }
 
-    async fn answer(
-        &self,
-        path: Path,
-        request: Request<Incoming>,
-        caller: Caller,
-    ) -> Result<Response<Body>, Failure> {
+    async fn answer(&self, path: Path, request: Request<Incoming>, caller: Caller) -> Result<Response<Body>, Failure> {
         match path {
-            Path::CaCerts => Ok(answer(
-                "text/plain",
-                self.pki.server_ca.cert_pem().to_owned(),
-            )),
+            Path::CaCerts => Ok(answer("text/plain", self.pki.server_ca.cert_pem().to_owned())),
             Path::Ping => Ok(answer("text/plain; charset=utf-8", "pong")),
             Path::Connect => {
                 let identity = authorize(&caller.supervisor, &[NODES])?;
@@ -150,26 +140,12 @@ impl Supervisor {
         }
     }
 
-    async fn agent(
-        &self,
-        endpoint: Endpoint,
-        request: Request<Incoming>,
-        identity: &Identity,
-    ) -> Result<Response<Body>, Failure> {
+    async fn agent(&self, endpoint: Endpoint, request: Request<Incoming>, identity: &Identity) -> Result<Response<Body>, Failure> {
         match endpoint {
             Endpoint::Config => Ok(answer("application/json", self.cluster.document())),
-            Endpoint::ClientCa => Ok(answer(
-                "text/plain",
-                self.pki.client_ca.cert_pem().to_owned(),
-            )),
-            Endpoint::ServerCa => Ok(answer(
-                "text/plain",
-                self.pki.server_ca.cert_pem().to_owned(),
-            )),
-            Endpoint::ApiServers => Ok(answer(
-                "application/json",
-                format!("[\"{}\"]\n", self.cluster.endpoint()),
-            )),
+            Endpoint::ClientCa => Ok(answer("text/plain", self.pki.client_ca.cert_pem().to_owned())),
+            Endpoint::ServerCa => Ok(answer("text/plain", self.pki.server_ca.cert_pem().to_owned())),
+            Endpoint::ApiServers => Ok(answer("application/json", format!("[\"{}\"]\n", self.cluster.endpoint()))),
             Endpoint::Readyz => Ok(answer("text/plain; charset=utf-8", "ok")),
             Endpoint::Certificate(kind) => {
                 let (parts, body) = request.into_parts();
@@ -192,9 +168,7 @@ async fn read(body: Incoming) -> Result<Bytes, Failure> {
 fn answer(content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(body));
     *response.status_mut() = StatusCode::OK;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -209,37 +183,12 @@ mod tests {
         let rows: &[(&str, Login, &[&str], u16)] = &[
             ("config-no-credentials", Login::Anonymous, agents, 403),
             ("config-wrong-password", Login::Rejected, agents, 401),
-            (
-                "config-user-server",
-                user("server", &[SERVER_GROUP]),
-                agents,
-                403,
-            ),
+            ("config-user-server", user("server", &[SERVER_GROUP]), agents, 403),
             ("config-ok", user("node", &[AGENT_GROUP]), agents, 200),
-            (
-                "config-kube-proxy-certificate",
-                user("system:kube-proxy", &[]),
-                agents,
-                403,
-            ),
-            (
-                "apiservers-bootstrap-token",
-                user("b", &[BOOTSTRAPPERS]),
-                agents,
-                200,
-            ),
-            (
-                "connect-basic-auth",
-                user("node", &[AGENT_GROUP]),
-                &[NODES],
-                403,
-            ),
-            (
-                "encrypt-status-user-node",
-                user("node", &[AGENT_GROUP]),
-                &[SERVER_GROUP],
-                403,
-            ),
+            ("config-kube-proxy-certificate", user("system:kube-proxy", &[]), agents, 403),
+            ("apiservers-bootstrap-token", user("b", &[BOOTSTRAPPERS]), agents, 200),
+            ("connect-basic-auth", user("node", &[AGENT_GROUP]), &[NODES], 403),
+            ("encrypt-status-user-node", user("node", &[AGENT_GROUP]), &[SERVER_GROUP], 403),
         ];
         for (name, login, groups, code) in rows {
             let got = authorize(login, groups).map_or_else(|failure| failure.code(), |_| 200);

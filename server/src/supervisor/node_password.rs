@@ -58,10 +58,7 @@ pub async fn verify(registry: &Arc<Registry>, node: &str, password: &str) -> Ver
         if let Ok(node) = registry.get(&kind::NODE, None, node) {
             object["metadata"]["ownerReferences"] = json!([owner(&node)]);
         }
-        match registry
-            .create(&kind::SECRET, Some(NAMESPACE), object, &actor)
-            .await
-        {
+        match registry.create(&kind::SECRET, Some(NAMESPACE), object, &actor).await {
             Ok(_) => return Verdict::Accepted,
             Err(error) if error.is_already_exists() => {}
             Err(error) => return Verdict::Unknown(error),
@@ -81,31 +78,18 @@ pub fn owner(node: &Value) -> Value {
 }
 
 async fn compare(secret: &Value, password: &str) -> Verdict {
-    let stored = secret["data"]["hash"]
-        .as_str()
-        .and_then(|text| STANDARD.decode(text).ok())
-        .and_then(|bytes| String::from_utf8(bytes).ok());
+    let stored =
+        secret["data"]["hash"].as_str().and_then(|text| STANDARD.decode(text).ok()).and_then(|bytes| String::from_utf8(bytes).ok());
     let Some((salt, stored)) = stored.as_deref().and_then(parse) else {
         return Verdict::Mismatch;
     };
     let password = password.to_owned();
     let matches = tokio::task::spawn_blocking(move || {
-        pbkdf2::verify(
-            pbkdf2::PBKDF2_HMAC_SHA256,
-            ITERATIONS,
-            &salt,
-            password.as_bytes(),
-            &stored,
-        )
-        .is_ok()
+        pbkdf2::verify(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, password.as_bytes(), &stored).is_ok()
     })
     .await
     .unwrap_or(false);
-    if matches {
-        Verdict::Accepted
-    } else {
-        Verdict::Mismatch
-    }
+    if matches { Verdict::Accepted } else { Verdict::Mismatch }
 }
 
 /// `$pbkdf2-sha256:<salt hex>:<iterations>:<base64 of 32 bytes>`
@@ -113,22 +97,12 @@ async fn hash(salt: [u8; 16], password: &str) -> String {
     let password = password.to_owned();
     let derived = tokio::task::spawn_blocking(move || {
         let mut out = [0_u8; 32];
-        pbkdf2::derive(
-            pbkdf2::PBKDF2_HMAC_SHA256,
-            ITERATIONS,
-            &salt,
-            password.as_bytes(),
-            &mut out,
-        );
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, password.as_bytes(), &mut out);
         out
     })
     .await
     .unwrap_or_default();
-    format!(
-        "$pbkdf2-sha256:{}:{ITERATIONS}:{}",
-        hex(&salt),
-        STANDARD.encode(derived)
-    )
+    format!("$pbkdf2-sha256:{}:{ITERATIONS}:{}", hex(&salt), STANDARD.encode(derived))
 }
 
 fn parse(text: &str) -> Option<(Vec<u8>, Vec<u8>)> {
@@ -141,10 +115,7 @@ fn parse(text: &str) -> Option<(Vec<u8>, Vec<u8>)> {
     }
     let salt = (0..salt.len())
         .step_by(2)
-        .map(|i| {
-            salt.get(i..i + 2)
-                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-        })
+        .map(|i| salt.get(i..i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
         .collect::<Option<Vec<u8>>>()?;
     Some((salt, hash))
 }
@@ -157,14 +128,8 @@ mod tests {
     async fn only_the_first_password_matches() {
         let hash = hash([7; 16], "0123456789abcdef0123456789abcdef").await;
         let secret = json!({ "data": { "hash": STANDARD.encode(hash) } });
-        assert!(matches!(
-            compare(&secret, "0123456789abcdef0123456789abcdef").await,
-            Verdict::Accepted
-        ));
-        assert!(matches!(
-            compare(&secret, "ffffffffffffffffffffffffffffffff").await,
-            Verdict::Mismatch
-        ));
+        assert!(matches!(compare(&secret, "0123456789abcdef0123456789abcdef").await, Verdict::Accepted));
+        assert!(matches!(compare(&secret, "ffffffffffffffffffffffffffffffff").await, Verdict::Mismatch));
         assert!(matches!(compare(&json!({}), "x").await, Verdict::Mismatch));
     }
 }

@@ -39,25 +39,17 @@ struct Cause<'a> {
 }
 
 impl Failure {
-    fn new(
-        status: StatusCode,
-        reason: &'static str,
-        message: &str,
-        cause: Option<&str>,
-    ) -> Failure {
+    fn new(status: StatusCode, reason: &'static str, message: &str, cause: Option<&str>) -> Failure {
         let document = Status {
             kind: "Status",
             metadata: Empty {},
             status: "Failure",
             message,
             reason,
-            details: cause.map(|message| Details {
-                causes: [Cause { message }],
-            }),
+            details: cause.map(|message| Details { causes: [Cause { message }] }),
             code: status.as_u16(),
         };
-        let mut body =
-            go_escape(&serde_json::to_string(&document).expect("plain strings serialise"));
+        let mut body = go_escape(&serde_json::to_string(&document).expect("plain strings serialise"));
         body.push('\n');
         Failure { status, body }
     }
@@ -84,22 +76,12 @@ impl Failure {
 
     /// 500, with the cause repeated in `details` as K3s does.
     pub fn internal(cause: &str) -> Failure {
-        Failure::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalError",
-            &format!("Internal error occurred: {cause}"),
-            Some(cause),
-        )
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &format!("Internal error occurred: {cause}"), Some(cause))
     }
 
     /// 503
     pub fn unavailable(message: &str) -> Failure {
-        Failure::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ServiceUnavailable",
-            message,
-            None,
-        )
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, None)
     }
 
     /// This failure's document followed by that of `other`: what a refused tunnel upgrade answers.
@@ -131,7 +113,5 @@ impl Failure {
 
 /// Go's encoder writes these three as escapes, so that JSON can stand in HTML.
 fn go_escape(json: &str) -> String {
-    json.replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026")
+    json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }

@@ -57,15 +57,11 @@ impl Controller for Deployments {
         }
         let mut again: Option<Duration> = None;
         for deployment in &deployments {
-            let own = by_owner
-                .get(object::uid(deployment))
-                .map(Vec::as_slice)
-                .unwrap_or_default();
+            let own = by_owner.get(object::uid(deployment)).map(Vec::as_slice).unwrap_or_default();
             match self.one(deployment, own, &sets).await {
                 Ok(wait) => again = earliest(again, wait),
                 Err(error) => {
-                    let (namespace, name) =
-                        (object::namespace(deployment), object::name(deployment));
+                    let (namespace, name) = (object::namespace(deployment), object::name(deployment));
                     debug!(namespace, deployment = name, %error, "deployment is not done");
                     again = earliest(again, Some(super::RETRY));
                 }
@@ -76,12 +72,7 @@ impl Controller for Deployments {
 }
 
 impl Deployments {
-    async fn one(
-        &self,
-        deployment: &Value,
-        own: &[&Value],
-        all: &[Arc<Value>],
-    ) -> Result<Option<Duration>, ApiStatus> {
+    async fn one(&self, deployment: &Value, own: &[&Value], all: &[Arc<Value>]) -> Result<Option<Duration>, ApiStatus> {
         let Some(selector) = object::selector(deployment) else {
             return Ok(None);
         };
@@ -111,8 +102,7 @@ impl Deployments {
                 deployment["status"] = wanted.clone();
                 changed
             };
-            self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change)
-                .await?;
+            self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change).await?;
         }
         Ok(again)
     }
@@ -120,17 +110,8 @@ impl Deployments {
     /// Whether a pod of an old set is still there, ending ones included.
     fn old_pods_run(&self, view: &rollout::View<'_>) -> bool {
         let namespace = object::namespace(view.deployment);
-        let (pods, _) =
-            self.context
-                .registry
-                .list(&kind::POD, Some(namespace), &Selectors::default());
-        pods.iter()
-            .filter(|pod| !object::is_finished(pod))
-            .any(|pod| {
-                view.old
-                    .iter()
-                    .any(|set| object::is_controlled_by(pod, set))
-            })
+        let (pods, _) = self.context.registry.list(&kind::POD, Some(namespace), &Selectors::default());
+        pods.iter().filter(|pod| !object::is_finished(pod)).any(|pod| view.old.iter().any(|set| object::is_controlled_by(pod, set)))
     }
 
     async fn adopt(&self, deployment: &Value, set: &Value) -> Result<(), ApiStatus> {
@@ -145,90 +126,53 @@ impl Deployments {
             }
             true
         };
-        self.modify(&kind::REPLICA_SET, set, Subresource::Main, change)
-            .await
+        self.modify(&kind::REPLICA_SET, set, Subresource::Main, change).await
     }
 
     async fn perform(&self, deployment: &Value, step: Step) -> Result<(), ApiStatus> {
-        let (registry, actor, namespace) = (
-            &self.context.registry,
-            &self.context.actor,
-            object::namespace(deployment),
-        );
+        let (registry, actor, namespace) = (&self.context.registry, &self.context.actor, object::namespace(deployment));
         let name = object::name(deployment);
         match step {
             Step::CreateSet { set, replicas } => {
                 let set_name = object::name(&set).to_owned();
-                match registry
-                    .create(&kind::REPLICA_SET, Some(namespace), *set, actor)
-                    .await
-                {
+                match registry.create(&kind::REPLICA_SET, Some(namespace), *set, actor).await {
                     Ok(_) => {
-                        info!(
-                            namespace,
-                            deployment = name,
-                            replica_set = set_name,
-                            "new replica set"
-                        );
+                        info!(namespace, deployment = name, replica_set = set_name, "new replica set");
                         if replicas > 0 {
-                            let message =
-                                format!("Scaled up replica set {set_name} from 0 to {replicas}");
-                            self.context
-                                .events
-                                .normal(deployment, "ScalingReplicaSet", message);
+                            let message = format!("Scaled up replica set {set_name} from 0 to {replicas}");
+                            self.context.events.normal(deployment, "ScalingReplicaSet", message);
                         }
                         Ok(())
                     }
                     // Another template has this hash: count the collision, and the next round hashes differently.
                     Err(error) if error.is_already_exists() => {
                         let change = |deployment: &mut Value| {
-                            let count =
-                                deployment["status"]["collisionCount"].as_i64().unwrap_or(0);
+                            let count = deployment["status"]["collisionCount"].as_i64().unwrap_or(0);
                             deployment["status"]["collisionCount"] = json!(count + 1);
                             true
                         };
-                        self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change)
-                            .await?;
+                        self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change).await?;
                         Err(error)
                     }
                     Err(error) => Err(error),
                 }
             }
-            Step::Scale {
-                set,
-                from,
-                to,
-                annotations,
-            } => {
+            Step::Scale { set, from, to, annotations } => {
                 let change = |set: &mut Value| {
                     let before = set.clone();
                     set["spec"]["replicas"] = json!(to);
                     annotate(set, &annotations);
                     *set != before
                 };
-                self.modify_named(
-                    &kind::REPLICA_SET,
-                    namespace,
-                    &set,
-                    Subresource::Main,
-                    change,
-                )
-                .await?;
+                self.modify_named(&kind::REPLICA_SET, namespace, &set, Subresource::Main, change).await?;
                 if from != to {
                     let direction = if to > from { "up" } else { "down" };
-                    let message =
-                        format!("Scaled {direction} replica set {set} from {from} to {to}");
-                    self.context
-                        .events
-                        .normal(deployment, "ScalingReplicaSet", message);
+                    let message = format!("Scaled {direction} replica set {set} from {from} to {to}");
+                    self.context.events.normal(deployment, "ScalingReplicaSet", message);
                 }
                 Ok(())
             }
-            Step::AnnotateSet {
-                set,
-                annotations,
-                min_ready,
-            } => {
+            Step::AnnotateSet { set, annotations, min_ready } => {
                 let change = |set: &mut Value| {
                     let before = set.clone();
                     annotate(set, &annotations);
@@ -240,35 +184,18 @@ impl Deployments {
                     }
                     *set != before
                 };
-                self.modify_named(
-                    &kind::REPLICA_SET,
-                    namespace,
-                    &set,
-                    Subresource::Main,
-                    change,
-                )
-                .await
+                self.modify_named(&kind::REPLICA_SET, namespace, &set, Subresource::Main, change).await
             }
             Step::SetRevision(revision) => {
                 let change = |deployment: &mut Value| {
-                    let changed =
-                        deployment["metadata"]["annotations"][rollout::REVISION] != revision;
+                    let changed = deployment["metadata"]["annotations"][rollout::REVISION] != revision;
                     deployment["metadata"]["annotations"][rollout::REVISION] = json!(revision);
                     changed
                 };
-                self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change)
-                    .await
+                self.modify(&kind::DEPLOYMENT, deployment, Subresource::Status, change).await
             }
             Step::DeleteSet(set) => {
-                let deleted = registry
-                    .delete(
-                        &kind::REPLICA_SET,
-                        Some(namespace),
-                        &set,
-                        DeleteOptions::default(),
-                        actor,
-                    )
-                    .await;
+                let deleted = registry.delete(&kind::REPLICA_SET, Some(namespace), &set, DeleteOptions::default(), actor).await;
                 match deleted {
                     Err(error) if !error.is_not_found() => Err(error),
                     _ => Ok(()),
@@ -284,14 +211,7 @@ impl Deployments {
         sub: Subresource,
         change: impl FnMut(&mut Value) -> bool + Send,
     ) -> Result<(), ApiStatus> {
-        self.modify_named(
-            kind,
-            object::namespace(object),
-            object::name(object),
-            sub,
-            change,
-        )
-        .await
+        self.modify_named(kind, object::namespace(object), object::name(object), sub, change).await
     }
 
     async fn modify_named(
@@ -303,10 +223,7 @@ impl Deployments {
         change: impl FnMut(&mut Value) -> bool + Send,
     ) -> Result<(), ApiStatus> {
         let (registry, actor) = (&self.context.registry, &self.context.actor);
-        registry
-            .modify(kind, Some(namespace), name, sub, actor, change)
-            .await
-            .map(|_| ())
+        registry.modify(kind, Some(namespace), name, sub, actor, change).await.map(|_| ())
     }
 }
 

@@ -17,10 +17,7 @@ pub(super) enum Note {
 pub(super) fn note(step: &Step) -> Option<Note> {
     match step {
         Step::CreateSet { set, .. } => Some(Note::Created(object::name(set).to_owned())),
-        Step::Scale { .. }
-        | Step::AnnotateSet { .. }
-        | Step::SetRevision(_)
-        | Step::DeleteSet(_) => None,
+        Step::Scale { .. } | Step::AnnotateSet { .. } | Step::SetRevision(_) | Step::DeleteSet(_) => None,
     }
 }
 
@@ -53,11 +50,7 @@ pub(super) fn is_complete(view: &View<'_>) -> bool {
 }
 
 /// The status, and when the progress deadline has to be looked at again.
-pub(super) fn status(
-    view: &View<'_>,
-    notes: &[Note],
-    now: OffsetDateTime,
-) -> (Value, Option<Duration>) {
+pub(super) fn status(view: &View<'_>, notes: &[Note], now: OffsetDateTime) -> (Value, Option<Duration>) {
     let before = &view.deployment["status"];
     let counts = counts(view);
     let mut status = json!({ "observedGeneration": view.deployment["metadata"]["generation"] });
@@ -74,45 +67,22 @@ pub(super) fn status(
     if before["collisionCount"].is_i64() {
         status["collisionCount"] = before["collisionCount"].clone();
     }
-    status["conditions"] = if before["conditions"].is_array() {
-        before["conditions"].clone()
-    } else {
-        json!([])
-    };
+    status["conditions"] = if before["conditions"].is_array() { before["conditions"].clone() } else { json!([]) };
     let text = clock::text(now);
     let enough = counts.available >= view.replicas() - view.max_unavailable();
     let available = if enough {
-        (
-            "True",
-            "MinimumReplicasAvailable",
-            "Deployment has minimum availability.",
-        )
+        ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
     } else {
-        (
-            "False",
-            "MinimumReplicasUnavailable",
-            "Deployment does not have minimum availability.",
-        )
+        ("False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
     };
-    set(
-        &mut status,
-        "Available",
-        available.0,
-        available.1,
-        available.2,
-        &text,
-    );
+    set(&mut status, "Available", available.0, available.1, available.2, &text);
     let again = progressing(view, &counts, notes, &mut status, now);
     replica_failure(view, &mut status, &text);
     (status, again)
 }
 
 fn set(status: &mut Value, kind: &str, value: &str, reason: &str, message: &str, now: &str) {
-    let present = status["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|condition| condition["type"] == kind);
+    let present = status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == kind);
     if present.is_some_and(|present| present["status"] == value && present["reason"] == reason) {
         return;
     }
@@ -120,40 +90,18 @@ fn set(status: &mut Value, kind: &str, value: &str, reason: &str, message: &str,
     object::set_condition(status, condition, now);
 }
 
-fn progressing(
-    view: &View<'_>,
-    counts: &Counts,
-    notes: &[Note],
-    status: &mut Value,
-    now: OffsetDateTime,
-) -> Option<Duration> {
+fn progressing(view: &View<'_>, counts: &Counts, notes: &[Note], status: &mut Value, now: OffsetDateTime) -> Option<Duration> {
     let text = clock::text(now);
     let deadline = view.deployment["spec"]["progressDeadlineSeconds"].as_i64()?;
     let before = object::condition(view.deployment, "Progressing");
-    let reason = before
-        .and_then(|condition| condition["reason"].as_str())
-        .unwrap_or_default();
+    let reason = before.and_then(|condition| condition["reason"].as_str()).unwrap_or_default();
     if view.deployment["spec"]["paused"] == true {
         // Time spent paused does not count against the deadline.
-        set(
-            status,
-            "Progressing",
-            "Unknown",
-            "DeploymentPaused",
-            "Deployment is paused",
-            &text,
-        );
+        set(status, "Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", &text);
         return None;
     }
     if reason == "DeploymentPaused" {
-        set(
-            status,
-            "Progressing",
-            "Unknown",
-            "DeploymentResumed",
-            "Deployment is resumed",
-            &text,
-        );
+        set(status, "Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed", &text);
     }
     let subject = |what: &str| match view.new {
         Some(set) => format!("ReplicaSet \"{}\" {what}.", object::name(set)),
@@ -161,38 +109,20 @@ fn progressing(
     };
     if let Some(Note::Created(name)) = notes.first() {
         let message = format!("Created new replica set \"{name}\"");
-        set(
-            status,
-            "Progressing",
-            "True",
-            "NewReplicaSetCreated",
-            &message,
-            &text,
-        );
+        set(status, "Progressing", "True", "NewReplicaSetCreated", &message, &text);
         return Some(Duration::from_secs(deadline.unsigned_abs() + 1));
     }
     // Once this template was fully rolled out, later losses of pods are no rollout.
-    let settled =
-        reason == "NewReplicaSetAvailable" && view.old.iter().all(|set| object::replicas(set) == 0);
+    let settled = reason == "NewReplicaSetAvailable" && view.old.iter().all(|set| object::replicas(set) == 0);
     let mentions_new = |condition: &Value| {
-        view.new.is_some_and(|set| {
-            condition["message"]
-                .as_str()
-                .is_some_and(|message| message.contains(&format!("\"{}\"", object::name(set))))
-        })
+        view.new
+            .is_some_and(|set| condition["message"].as_str().is_some_and(|message| message.contains(&format!("\"{}\"", object::name(set)))))
     };
     if settled && before.is_some_and(mentions_new) {
         return None;
     }
     if is_complete(view) {
-        set(
-            status,
-            "Progressing",
-            "True",
-            "NewReplicaSetAvailable",
-            &subject("has successfully progressed"),
-            &text,
-        );
+        set(status, "Progressing", "True", "NewReplicaSetAvailable", &subject("has successfully progressed"), &text);
         // The same reason for an older template: the message has to follow.
         if reason == "NewReplicaSetAvailable" {
             let condition = json!({ "type": "Progressing", "status": "True", "reason": reason,
@@ -209,18 +139,9 @@ fn progressing(
         object::set_condition(status, condition, &text);
         return Some(Duration::from_secs(deadline.unsigned_abs() + 1));
     }
-    let since = before
-        .and_then(|condition| condition["lastUpdateTime"].as_str())
-        .and_then(clock::parse);
+    let since = before.and_then(|condition| condition["lastUpdateTime"].as_str()).and_then(clock::parse);
     let Some(since) = since else {
-        set(
-            status,
-            "Progressing",
-            "True",
-            "ReplicaSetUpdated",
-            &subject("is progressing"),
-            &text,
-        );
+        set(status, "Progressing", "True", "ReplicaSetUpdated", &subject("is progressing"), &text);
         return Some(Duration::from_secs(deadline.unsigned_abs() + 1));
     };
     if reason == "NewReplicaSetAvailable" {
@@ -230,14 +151,7 @@ fn progressing(
     match Duration::try_from(left) {
         Ok(left) if !left.is_zero() => Some(left + Duration::from_secs(1)),
         _ => {
-            set(
-                status,
-                "Progressing",
-                "False",
-                "ProgressDeadlineExceeded",
-                &subject("has timed out progressing"),
-                &text,
-            );
+            set(status, "Progressing", "False", "ProgressDeadlineExceeded", &subject("has timed out progressing"), &text);
             None
         }
     }
@@ -253,20 +167,11 @@ fn has_progressed(view: &View<'_>, now: &Counts) -> bool {
 }
 
 fn replica_failure(view: &View<'_>, status: &mut Value, now: &str) {
-    let failure = view
-        .new
-        .and_then(|set| object::condition(set, "ReplicaFailure"));
+    let failure = view.new.and_then(|set| object::condition(set, "ReplicaFailure"));
     match failure {
         Some(failure) => {
             let text = |key: &str| failure[key].as_str().unwrap_or_default().to_owned();
-            set(
-                status,
-                "ReplicaFailure",
-                &text("status"),
-                &text("reason"),
-                &text("message"),
-                now,
-            );
+            set(status, "ReplicaFailure", &text("status"), &text("reason"), &text("message"), now);
         }
         None => {
             if let Some(conditions) = status["conditions"].as_array_mut() {
