@@ -31,6 +31,8 @@ const LIMIT_MANY: f64 = 1.15;
 const MANY: usize = 30;
 /// Pairs thrown away before those that count.
 const WARM: usize = 3;
+/// After a removal: the runtime collects its garbage a moment later.
+const REST: Duration = Duration::from_millis(150);
 
 pub(crate) fn run(machine: &Machine, choice: &Choice) {
     let cluster = Cluster::start(machine, &Options { nodes: 1, ..Options::default() });
@@ -41,9 +43,16 @@ pub(crate) fn run(machine: &Machine, choice: &Choice) {
         let (mut agents, mut watched, mut raws) = (Vec::new(), Vec::new(), Vec::new());
         let mut calls = [Vec::new(), Vec::new(), Vec::new()];
         for index in 0..choice.pairs + WARM {
-            let name = format!("one-{index}");
-            let (started, seen_after) = bench.agent_one(&name).await;
-            let raw = bench.raw(&[format!("raw-one-{index}")]).await.1[0];
+            let (name, raw_name) = (format!("one-{index}"), [format!("raw-one-{index}")]);
+            // Who comes first changes, so that neither side always follows the other's clean-up.
+            let (started, seen_after, raw) = if index % 2 == 0 {
+                let (started, seen_after) = bench.agent_one(&name).await;
+                (started, seen_after, bench.raw(&raw_name).await.1[0])
+            } else {
+                let raw = bench.raw(&raw_name).await.1[0];
+                let (started, seen_after) = bench.agent_one(&name).await;
+                (started, seen_after, raw)
+            };
             if index >= WARM {
                 agents.push(millis(started.sent));
                 watched.push(millis(seen_after));
@@ -64,8 +73,14 @@ pub(crate) fn run(machine: &Machine, choice: &Choice) {
         let (mut agents, mut raws) = (Vec::new(), Vec::new());
         for round in 0..choice.rounds + 1 {
             let names: Vec<String> = (0..MANY).map(|index| format!("many-{round}-{index}")).collect();
-            let agent = bench.agent_many(&names).await;
-            let raw = bench.raw(&names.iter().map(|name| format!("raw-{name}")).collect::<Vec<_>>()).await.0;
+            let raw_names: Vec<String> = names.iter().map(|name| format!("raw-{name}")).collect();
+            let (agent, raw) = if round % 2 == 0 {
+                let agent = bench.agent_many(&names).await;
+                (agent, bench.raw(&raw_names).await.0)
+            } else {
+                let raw = bench.raw(&raw_names).await.0;
+                (bench.agent_many(&names).await, raw)
+            };
             if round > 0 {
                 agents.push(millis(agent));
                 raws.push(millis(raw));
@@ -155,6 +170,7 @@ impl<'a> Bench<'a> {
             }
         };
         tokio::time::timeout(Duration::from_secs(120), gone).await.expect("sandboxes go");
+        tokio::time::sleep(REST).await;
     }
 
     /// The next `count` lines of the agent that tell of a start.
@@ -189,6 +205,7 @@ impl<'a> Bench<'a> {
                 let _ = fs::remove_dir(root.join("kubepods/besteffort").join(format!("pod{name}")));
             }
         }
+        tokio::time::sleep(REST).await;
         (took, pods.iter().map(|pod| pod.took).collect())
     }
 
