@@ -4,6 +4,7 @@
 //! every node's certificate, so it would let one node answer for another.
 
 use std::error::Error as _;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -77,21 +80,18 @@ impl Kubelets {
             debug!(node, error = why, "kubelet unreachable");
             unreachable(&format!("Get \"{url}\": {why}"))
         };
-        let dialled = self.sessions.open(node, &format!("127.0.0.1:{}", address.port)).await;
-        let stream = dialled.map_err(|error| {
-            let code = match error {
-                tunnel_server::Error::NoSession { .. } => "502: 502 Bad Gateway".to_owned(),
-                tunnel_server::Error::Broken { source, .. } => format!("500: {source}"),
-            };
-            fail(format!("proxy error from 127.0.0.1 while dialing {}:{}, code {code}", bracket(address.ip), address.port))
-        })?;
-        let name = ServerName::IpAddress(address.ip.into());
-        let connector = self.connector().map_err(ApiStatus::internal)?;
-        let stream = match tokio::time::timeout(HANDSHAKE, connector.connect(name, stream)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(fail(error.to_string())),
-            Err(_) => return Err(fail("net/http: TLS handshake timeout".to_owned())),
+        let stream = match self.dial(node, &address).await {
+            // Nothing was sent yet, so a link that went down in this moment costs one more dial, not the request.
+            Err(Dial::Ended(why)) => {
+                debug!(node, error = why, "tunnel connection ended during the handshake, dialling again");
+                self.dial(node, &address).await
+            }
+            first => first,
         };
+        let stream = stream.map_err(|error| match error {
+            Dial::Ended(why) | Dial::Failed(why) => fail(why),
+            Dial::Internal(status) => status,
+        })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| fail(error.to_string()))?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -109,6 +109,36 @@ impl Kubelets {
             Err(_) => Err(fail("timeout awaiting response headers".to_owned())),
         }
     }
+
+    /// A TLS stream to the kubelet server, through the oldest session of the node.
+    async fn dial(&self, node: &str, address: &Address) -> Result<TlsStream<impl AsyncRead + AsyncWrite + Send + Unpin + use<>>, Dial> {
+        let dialled = self.sessions.open(node, &format!("127.0.0.1:{}", address.port)).await;
+        let stream = dialled.map_err(|error| {
+            let code = match error {
+                tunnel_server::Error::NoSession { .. } => "502: 502 Bad Gateway".to_owned(),
+                tunnel_server::Error::Broken { source, .. } => format!("500: {source}"),
+            };
+            Dial::Failed(format!("proxy error from 127.0.0.1 while dialing {}:{}, code {code}", bracket(address.ip), address.port))
+        })?;
+        let name = ServerName::IpAddress(address.ip.into());
+        let connector = self.connector().map_err(|error| Dial::Internal(ApiStatus::internal(error)))?;
+        match tokio::time::timeout(HANDSHAKE, connector.connect(name, stream)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                Err(Dial::Ended(error.to_string()))
+            }
+            Ok(Err(error)) => Err(Dial::Failed(error.to_string())),
+            Err(_) => Err(Dial::Failed("net/http: TLS handshake timeout".to_owned())),
+        }
+    }
+}
+
+/// Why there is no connection to a kubelet server.
+enum Dial {
+    /// The tunnelled connection ended before the handshake did.
+    Ended(String),
+    Failed(String),
+    Internal(ApiStatus),
 }
 
 fn connector(pki: &Pki) -> anyhow::Result<TlsConnector> {
