@@ -109,7 +109,11 @@ fn assigned_pods_run_without_the_server() {
                 let container = &pod["status"]["containerStatuses"][0];
                 container["ready"] == true && container["restartCount"].as_i64().is_some_and(|count| count >= 1)
             });
-            assert_eq!(k.ok(&["logs", name]), "hunter2 fast\n");
+            // The tunnel may come back a moment after the status: its link backs off on its own clock.
+            wait_for(LIMIT, "logs through the tunnel", || {
+                let log = k.get(&["logs", name])?;
+                if log == "hunter2 fast\n" { Ok(()) } else { Err(log) }
+            });
         }
         let pods = k.get(&["get", "pods", "-o", "name"]).expect("pods");
         assert_eq!(pods.lines().count(), 2, "nothing was replaced: {pods}");
