@@ -293,7 +293,7 @@ impl Hierarchy {
             Layout::V2 => {}
             Layout::Hybrid | Layout::V1 => advice.push(
                 "cgroup v1 in use: memory protection and write throttling are not available. Remove \
-                 systemd.unified_cgroup_hierarchy=0 from the kernel command line. Until then the governor runs with --governor=static."
+                 systemd.unified_cgroup_hierarchy=0 from the kernel command line. Until then only the static limits hold."
                     .to_owned(),
             ),
         }
