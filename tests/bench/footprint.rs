@@ -35,8 +35,7 @@ pub(crate) fn run(machine: &Machine, choice: &Choice) {
         std::thread::sleep(choice.window);
         let after = (ticks(agent), containerd.iter().map(|pid| ticks(*pid)).sum::<u64>());
         let percent = |spent: u64| spent as f64 / began.elapsed().as_secs_f64();
-        let limit = (count == 0).then_some(LIMIT_MB);
-        line(&format!("edge-agent PSS, {count} pods"), memory(agent, "Pss:"), "MB", limit);
+        line(&format!("edge-agent PSS, {count} pods"), memory(agent, "Pss:"), "MB", Some(LIMIT_MB));
         line(&format!("edge-agent RSS, {count} pods"), memory(agent, "Rss:"), "MB", None);
         line(&format!("edge-agent PSS anonymous, {count} pods"), memory(agent, "Pss_Anon:"), "MB", None);
         line(&format!("edge-agent processor, {count} pods"), percent(after.0 - before.0), "% core", None);
