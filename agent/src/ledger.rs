@@ -1,14 +1,17 @@
 //! What has to survive an offline reboot: the assigned pods and the objects they refer to, in one file written whole.
 //!
-//! `data-dir/agent/assignments.json`, 0600, tmp + fsync + rename on a blocking thread, at most once in ten seconds and only
-//! when the content changed. Of a pod's status only what decides is kept, so that an idle node never writes.
+//! `data-dir/agent/assignments.json`, 0600, tmp + fsync + rename on a blocking thread, only when the content changed. What a
+//! start without the server would miss (a new pod, an object or token a pod waits for) is written at once, a burst of it as
+//! few writes; everything else at most once in ten seconds. Of a pod's status only what decides is kept, so that an idle node
+//! never writes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -21,8 +24,10 @@ use crate::objects::{Known, Objects, TokenKey};
 
 const VERSION: u32 = 1;
 /// A burst of changes is one write.
-const SETTLE: Duration = Duration::from_secs(1);
-/// Least time between two writes.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Least time between two writes that bring something new.
+const BETWEEN_NEW: Duration = Duration::from_secs(1);
+/// Least time between two writes of which the second only changes or removes what the first held.
 const BETWEEN: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]
@@ -79,39 +84,84 @@ pub fn load(path: &Path, node_name: &str) -> Option<(Pods, Known)> {
 /// Keeps the file up to date for ever.
 pub async fn run(path: PathBuf, node_name: String, mut assignments: watch::Receiver<Assignments>, objects: Objects) {
     let mut written: Option<u64> = std::fs::read(&path).ok().map(|bytes| fingerprint(&bytes));
+    let mut held = Held::default();
+    let mut wrote_at: Option<Instant> = None;
     loop {
         tokio::select! {
             changed = assignments.changed() => if changed.is_err() { return },
             () = objects.changed() => {}
         }
         tokio::time::sleep(SETTLE).await;
-        let Assignments::Known(pods) = assignments.borrow_and_update().clone() else { continue };
-        let references = references(&pods);
-        objects.retain(
-            |uid| pods.contains_key(uid),
-            |namespace, name| references.config_maps.contains(&(namespace.to_owned(), name.to_owned())),
-            |namespace, name| references.secrets.contains(&(namespace.to_owned(), name.to_owned())),
-        );
-        let bytes = match serialize(&node_name, &pods, objects.known()) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                tracing::error!(error = %error, "ledger cannot be written down");
+        loop {
+            let Assignments::Known(pods) = assignments.borrow_and_update().clone() else { break };
+            let references = references(&pods);
+            objects.retain(
+                |uid| pods.contains_key(uid),
+                |namespace, name| references.config_maps.contains(&(namespace.to_owned(), name.to_owned())),
+                |namespace, name| references.secrets.contains(&(namespace.to_owned(), name.to_owned())),
+            );
+            let known = objects.known();
+            let now = Held::of(&pods, &known);
+            let between = if now.brings_more_than(&held) { BETWEEN_NEW } else { BETWEEN };
+            if let Some(wait) = wrote_at.and_then(|at| between.checked_sub(at.elapsed())).filter(|wait| !wait.is_zero()) {
+                // Until then something may come that must not wait as long.
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    changed = assignments.changed() => if changed.is_err() { return },
+                    () = objects.changed() => {}
+                }
                 continue;
             }
-        };
-        let print = fingerprint(&bytes);
-        if written == Some(print) {
-            continue;
-        }
-        let target = path.clone();
-        match tokio::task::spawn_blocking(move || write_whole(&target, &bytes)).await {
-            Ok(Ok(())) => written = Some(print),
-            Ok(Err(error)) => {
-                tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "ledger not written, an offline reboot would start older pods")
+            let bytes = match serialize(&node_name, &pods, known) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    tracing::error!(error = %error, "ledger cannot be written down");
+                    break;
+                }
+            };
+            let print = fingerprint(&bytes);
+            if written == Some(print) {
+                held = now;
+                break;
             }
-            Err(error) => tracing::warn!(error = %error, "ledger writer ended"),
+            let target = path.clone();
+            wrote_at = Some(Instant::now());
+            match tokio::task::spawn_blocking(move || write_whole(&target, &bytes)).await {
+                Ok(Ok(())) => {
+                    written = Some(print);
+                    held = now;
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "ledger not written, an offline reboot would start older pods")
+                }
+                Err(error) => tracing::warn!(error = %error, "ledger writer ended"),
+            }
+            break;
         }
-        tokio::time::sleep(BETWEEN - SETTLE).await;
+    }
+}
+
+/// What a file holds, by name: enough to tell whether a start without the server would miss something.
+#[derive(Default)]
+struct Held(HashSet<u64>);
+
+impl Held {
+    fn of(pods: &Pods, known: &Known) -> Held {
+        let name = |kind: &str, parts: &dyn std::fmt::Debug| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            (kind, format!("{parts:?}")).hash(&mut hasher);
+            hasher.finish()
+        };
+        let pods = pods.keys().map(|uid| name("pod", uid));
+        let config_maps = known.config_maps.iter().map(|o| name("map", &(&o.metadata.namespace, &o.metadata.name)));
+        let secrets = known.secrets.iter().map(|o| name("secret", &(&o.metadata.namespace, &o.metadata.name)));
+        let tokens = known.tokens.iter().map(|(key, _)| name("token", key));
+        let services = known.services.iter().map(|_| name("services", &()));
+        Held(pods.chain(config_maps).chain(secrets).chain(tokens).chain(services).collect())
+    }
+
+    fn brings_more_than(&self, before: &Held) -> bool {
+        !self.0.is_subset(&before.0)
     }
 }
 
@@ -297,6 +347,27 @@ mod tests {
         pod.status.pod_ip = "10.0.0.9".to_owned();
         let after = serialize("n", &[(pod.uid(), Arc::new(pod))].into(), Known::default()).unwrap();
         assert_eq!(fingerprint(&before), fingerprint(&after));
+    }
+
+    #[test]
+    fn what_a_start_without_the_server_would_miss_is_new() {
+        let map = |name: &str| {
+            let mut map = ConfigMap::default();
+            map.metadata.name = name.to_owned();
+            Arc::new(map)
+        };
+        let known = |names: &[&str]| Known { config_maps: names.iter().map(|name| map(name)).collect(), ..Known::default() };
+        let none = Pods::new();
+        for (before, after, expected) in [
+            ((&none, &[][..]), (&pods(), &[][..]), true),
+            ((&pods(), &[]), (&pods(), &["a"]), true),
+            ((&pods(), &["a"]), (&pods(), &["b"]), true),
+            ((&pods(), &["a"]), (&pods(), &["a"]), false),
+            ((&pods(), &["a"]), (&none, &[]), false),
+        ] {
+            let (before, after) = (Held::of(before.0, &known(before.1)), Held::of(after.0, &known(after.1)));
+            assert_eq!(after.brings_more_than(&before), expected);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The server is away and the node starts anew: what was assigned runs, with its configuration and secrets.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -47,6 +48,20 @@ fn running(node: &Node) -> Result<BTreeSet<String>, String> {
     Ok(node.containers()?.into_values().filter(|seen| seen.running && seen.pod.starts_with("kept-")).map(|seen| seen.pod).collect())
 }
 
+fn remembered(ledger: &Path, names: &BTreeSet<String>) -> Result<(), String> {
+    let text = std::fs::read(ledger).map_err(|error| format!("{}: {error}", ledger.display()))?;
+    let file: serde_json::Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let held = |kind: &str| -> BTreeSet<String> {
+        file[kind].as_array().into_iter().flatten().filter_map(|object| object["metadata"]["name"].as_str().map(str::to_owned)).collect()
+    };
+    let (pods, maps, secrets) = (held("pods"), held("configMaps"), held("secrets"));
+    if pods.is_superset(names) && maps.contains("settings") && secrets.contains("keys") {
+        Ok(())
+    } else {
+        Err(format!("pods {pods:?}, config maps {maps:?}, secrets {secrets:?}"))
+    }
+}
+
 fn kill_all(pids: &[i32]) {
     for pid in pids {
         // Gone already is as good.
@@ -64,6 +79,9 @@ fn assigned_pods_run_without_the_server() {
         let names = running(&cluster.nodes[0]).expect("containerd answers");
         assert_eq!(names.len(), 2);
         let before = cluster.nodes[0].containers().expect("containerd answers");
+        // What a power cut may lose is what was assigned within the last moment, never more.
+        let ledger = cluster.nodes[0].dir.join("agent/assignments.json");
+        wait_for(Duration::from_secs(10), "the assignments are on disk with what they need", || remembered(&ledger, &names));
         cluster.kill_server();
 
         // Agent and containerd end and start again; the pods' own processes are untouched.
@@ -120,7 +138,7 @@ fn assigned_pods_run_without_the_server() {
     });
 }
 
-fn members(group: &std::path::Path, pids: &mut Vec<i32>) {
+fn members(group: &Path, pids: &mut Vec<i32>) {
     let listed = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     pids.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()));
     for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
