@@ -6,9 +6,12 @@
 mod keys;
 mod kubelet_args;
 mod layers;
+mod names;
+mod published;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;

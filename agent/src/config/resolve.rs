@@ -3,19 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use super::keys::{self, Use};
 use super::layers::Layers;
+use super::names::{is_name, is_qualified, is_subdomain, node_may_set};
+use super::published::{public_args, public_env};
+use super::values::Resolver;
 use super::{CgroupDriver, Config, ContainerdMode, DEFAULT_PAUSE_IMAGE, Input, Problems, Redacted, Taint, kubelet_args};
 use crate::api::quantity::Quantity;
-
-struct Resolver<'a> {
-    layers: &'a Layers,
-    args: BTreeMap<String, String>,
-    args_place: String,
-    problems: Problems,
-}
 
 pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems) -> Result<(Config, Vec<String>), Problems> {
     let mut warnings = Vec::new();
@@ -165,73 +160,6 @@ fn join(ips: &[IpAddr]) -> String {
 }
 
 impl Resolver<'_> {
-    fn text(&self, key: &str) -> Option<String> {
-        self.layers.given.get(key).and_then(|given| given.values.last().cloned())
-    }
-
-    /// Values of a list key; comma separated ones are split, as K3s does for addresses and names.
-    fn list(&self, key: &str) -> Vec<String> {
-        let given = self.layers.given.get(key).map(|given| given.values.as_slice()).unwrap_or_default();
-        given.iter().flat_map(|value| value.split(',')).map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
-    }
-
-    fn arg(&self, name: &str) -> Option<String> {
-        self.args.get(name).cloned()
-    }
-
-    /// Where the value stands: `FILE: key`, or the flag alone.
-    fn label(&self, key: &str) -> String {
-        match self.layers.given.get(key) {
-            Some(given) if given.place.starts_with("--") => given.place.clone(),
-            Some(given) => format!("{}: {key}", given.place),
-            None => format!("default of {key}"),
-        }
-    }
-
-    fn bad(&mut self, key: &str, value: &str, what: &str) {
-        let label = self.label(key);
-        self.problems.push(format!("{label}: {value} {what}"));
-    }
-
-    fn bad_arg(&mut self, name: &str, value: &str, what: &str) {
-        let line = format!("{} {name}={value}: {what}", self.args_place);
-        self.problems.push(line);
-    }
-
-    fn parsed<T: FromStr>(&mut self, key: &str, kind: &str) -> Option<T> {
-        let text = self.text(key).filter(|text| !text.is_empty())?;
-        let value = text.parse().ok();
-        if value.is_none() {
-            self.bad(key, &text, &format!("is not {kind}"));
-        }
-        value
-    }
-
-    fn arg_parsed<T: FromStr>(&mut self, name: &str, kind: &str) -> Option<T> {
-        let text = self.arg(name)?;
-        let value = text.parse().ok();
-        if value.is_none() {
-            self.bad_arg(name, &text, &format!("is not {kind}"));
-        }
-        value
-    }
-
-    fn directory(&mut self, key: &str, default: &str) -> PathBuf {
-        let text = self.text(key).filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned());
-        if !text.starts_with('/') {
-            self.bad(key, &text, "is not an absolute path");
-        }
-        PathBuf::from(text)
-    }
-
-    fn arg_path(&mut self, name: &str, default: &str) -> PathBuf {
-        let text = self.arg(name).unwrap_or_else(|| default.to_owned());
-        if !text.starts_with('/') {
-            self.bad_arg(name, &text, "is not an absolute path");
-        }
-        PathBuf::from(text)
-    }
-
     fn server(&mut self) -> String {
         let Some(url) = self.text("server").filter(|url| !url.is_empty()) else {
             self.problems.push(
@@ -450,80 +378,4 @@ fn go_duration(text: &str) -> Option<u64> {
         rest = &rest[unit..];
     }
     (!text.is_empty()).then_some(total.ceil() as u64)
-}
-
-fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253
-        && name.split('.').all(|part| {
-            !part.is_empty()
-                && part.len() <= 63
-                && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-                && !part.starts_with('-')
-                && !part.ends_with('-')
-        })
-}
-
-fn is_name(text: &str) -> bool {
-    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = text.as_bytes();
-    bytes.len() <= 63 && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
-}
-
-fn is_qualified(key: &str) -> bool {
-    match key.split_once('/') {
-        Some((prefix, name)) => is_subdomain(prefix) && is_name(name),
-        None => is_name(key),
-    }
-}
-
-/// NodeRestriction (k3s-agent.md 9.3): one refused label refuses the whole registration.
-fn node_may_set(key: &str) -> bool {
-    let Some((prefix, _)) = key.split_once('/') else { return true };
-    let below = |domain: &str| prefix == domain || prefix.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
-    if !below("kubernetes.io") && !below("k8s.io") {
-        return true;
-    }
-    below("kubelet.kubernetes.io")
-        || below("node.kubernetes.io")
-        || matches!(
-            key,
-            "kubernetes.io/hostname"
-                | "kubernetes.io/arch"
-                | "kubernetes.io/os"
-                | "beta.kubernetes.io/arch"
-                | "beta.kubernetes.io/os"
-                | "beta.kubernetes.io/instance-type"
-                | "topology.kubernetes.io/region"
-                | "topology.kubernetes.io/zone"
-                | "failure-domain.beta.kubernetes.io/region"
-                | "failure-domain.beta.kubernetes.io/zone"
-        )
-}
-
-const MASK: &str = "********";
-
-/// K3s publishes its command line with the files expanded; `--key value` as two elements, secrets masked.
-fn public_args(layers: &Layers) -> Vec<String> {
-    let mut args = vec!["agent".to_owned()];
-    for key in &layers.order {
-        let Some(given) = layers.given.get(key).filter(|given| !given.place.starts_with("environment")) else { continue };
-        for value in &given.values {
-            args.push(format!("--{key}"));
-            args.push(if is_secret(key) { MASK.to_owned() } else { value.clone() });
-        }
-    }
-    args
-}
-
-fn is_secret(key: &str) -> bool {
-    matches!(key, "token" | "vpn-auth")
-}
-
-fn public_env(input: &Input<'_>) -> BTreeMap<String, String> {
-    let plain = ["K3S_URL", "K3S_TOKEN_FILE", "K3S_NODE_NAME", "K3S_DATA_DIR", "K3S_RESOLV_CONF", "K3S_DEBUG", "K3S_CONFIG_FILE"];
-    let secret = ["K3S_TOKEN", "K3S_AGENT_TOKEN", "K3S_CLUSTER_SECRET", "K3S_DATASTORE_ENDPOINT", "K3S_VPN_AUTH"];
-    let given = |name: &&str| (input.environment)(name).map(|value| ((*name).to_owned(), value));
-    let mut env: BTreeMap<String, String> = plain.iter().filter_map(given).collect();
-    env.extend(secret.iter().filter_map(given).map(|(name, _)| (name, MASK.to_owned())));
-    env
 }
