@@ -1,7 +1,7 @@
 //! The client against the fake runtime: what is hard to make a real containerd do. Also the fake's own test: where
 //! both are asked the same, they must answer the same (`real.rs`).
 
-#[path = "../../tests/fakes/cri.rs"]
+#[path = "../../tests/fakes/cri/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cri_fake;
 
