@@ -78,6 +78,12 @@ impl Node {
         output(command, Duration::from_secs(60))
     }
 
+    /// `edge-agent join` under its own name, which must succeed.
+    pub(crate) fn join(&self, url: &str, token_file: &str) {
+        let joined = self.edge_agent(&["join", url, "--token-file", token_file, "--node-name", &self.name]);
+        assert_eq!(joined.code, Some(0), "edge-agent join: {joined:?}");
+    }
+
     /// Starts `edge-agent run`.
     pub(crate) fn start(&mut self) {
         let mut command = self.command(self.bin.join("edge-agent"));
@@ -197,11 +203,25 @@ pub(crate) struct Cluster {
     subnet: String,
     prefix: String,
     links: Vec<String>,
+    /// Named network namespaces that are not a node's.
+    namespaces: Vec<String>,
 }
 
 impl Cluster {
     /// Starts the server and the nodes and waits until all are Ready.
     pub(crate) fn start(machine: &Machine, options: &Options) -> Self {
+        let mut cluster = Self::bare(machine);
+        cluster.start_server();
+        for _ in 0..options.nodes {
+            cluster.add_node(machine, options.config);
+        }
+        cluster.join_and_start();
+        cluster.wait_ready(options.nodes);
+        cluster
+    }
+
+    /// A bridge and directories, no server and no node yet.
+    pub(crate) fn bare(machine: &Machine) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short enough for interface names, different from every other run on this machine.
@@ -215,13 +235,14 @@ impl Cluster {
         let subnet = free_subnet();
         let bridge = format!("{prefix}b");
         let kubectl = Kubectl::new(&machine.kubectls[0].1, &dir.join("server/kubeconfig.yaml"), &dir.join("home"));
-        let mut cluster = Self {
+        let cluster = Self {
             server_url: format!("https://{subnet}.1:6443"),
             listen: format!("{subnet}.1:6443"),
             subnet,
             bin: machine.bin.clone(),
             links: vec![bridge.clone()],
             nodes: Vec::new(),
+            namespaces: Vec::new(),
             server: None,
             dir,
             run_dir,
@@ -231,13 +252,31 @@ impl Cluster {
         sh("ip", &["link", "add", &bridge, "type", "bridge"]);
         sh("ip", &["addr", "add", &format!("{}.1/24", cluster.subnet), "dev", &bridge]);
         sh("ip", &["link", "set", &bridge, "up"]);
-        cluster.start_server();
-        for _ in 0..options.nodes {
-            cluster.add_node(machine, options.config);
-        }
-        cluster.join_and_start();
-        cluster.wait_ready(options.nodes);
         cluster
+    }
+
+    /// A network namespace on the bridge for something that is not a node, e.g. a server; `number` (1 to 9) tells them
+    /// apart. Gives its name and its address.
+    #[allow(dead_code, reason = "only the tests with real servers have such")]
+    pub(crate) fn add_namespace(&mut self, number: u8) -> (String, String) {
+        let (name, link) = (format!("{}-s{number}", self.prefix), format!("{}s{number}", self.prefix));
+        let ip = format!("{}.{}", self.subnet, 100 + number);
+        sh("ip", &["netns", "add", &name]);
+        self.namespaces.push(name.clone());
+        sh("ip", &["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &name]);
+        self.links.push(link.clone());
+        sh("ip", &["link", "set", &link, "master", &self.links[0], "up"]);
+        for args in [
+            ["addr", "add", &format!("{ip}/24"), "dev", "eth0"].as_slice(),
+            &["link", "set", "lo", "up"],
+            &["link", "set", "eth0", "up"],
+            &["route", "add", "default", "via", &format!("{}.1", self.subnet)],
+        ] {
+            let mut all = vec!["-n", name.as_str()];
+            all.extend_from_slice(args);
+            sh("ip", &all);
+        }
+        (name, ip)
     }
 
     /// Starts `edge-server` (again) on its data.
@@ -323,9 +362,7 @@ impl Cluster {
     fn join_and_start(&mut self) {
         let token = self.dir.join("server/token").display().to_string();
         for node in &mut self.nodes {
-            let args = ["join", &self.server_url, "--token-file", &token, "--node-name", &node.name];
-            let joined = node.edge_agent(&args);
-            assert_eq!(joined.code, Some(0), "edge-agent join: {joined:?}");
+            node.join(&self.server_url, &token);
             node.start();
         }
     }
@@ -443,8 +480,10 @@ impl Drop for Cluster {
         }
         let groups: Vec<PathBuf> = self.nodes.iter().flat_map(Node::cgroups).collect();
         for node in self.nodes.drain(..) {
-            let name = node.name.clone();
+            self.namespaces.push(node.name.clone());
             drop(node);
+        }
+        for name in self.namespaces.drain(..) {
             let mut command = Command::new("ip");
             command.args(["netns", "del", &name]);
             output(command, Duration::from_secs(10));

@@ -6,6 +6,7 @@
 pub(crate) mod cluster;
 pub(crate) mod kubectl;
 pub(crate) mod process;
+pub(crate) mod steps;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -38,8 +39,8 @@ impl Machine {
         }
         let bin = match std::env::var_os("EDGE_BIN_DIR") {
             Some(dir) => PathBuf::from(dir),
-            // This test is target/<profile>/deps/it-<hash>: the binaries stand two levels up.
             None => {
+                // This test is target/<profile>/deps/NAME-<hash>: the binaries stand two levels up.
                 let exe = std::env::current_exe().map_err(|error| error.to_string())?;
                 exe.ancestors().nth(2).map(Path::to_owned).unwrap_or_default()
             }
