@@ -24,6 +24,8 @@ use crate::clock;
 const QUEUE: usize = 256;
 const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
+/// In front of the newest of many messages.
+const COMBINED: &str = "(combined from similar events)";
 const COMBINE_FROM: usize = 10;
 const COMBINE_WITHIN: Duration = Duration::from_secs(600);
 /// Remembered events; the oldest go first.
@@ -168,12 +170,13 @@ struct Correlator {
 impl Correlator {
     fn judge(&mut self, happening: &Happening, now: Instant) -> (Key, Verdict) {
         let object = format!("{}/{}", happening.involved.uid, happening.kind as u8);
-        let message = self.combine(happening, now);
+        let (message, combined) = self.combine(happening, now);
         let key = Key {
             involved: (happening.involved.uid.clone(), happening.involved.field_path.clone(), happening.involved.name.clone()),
             kind: happening.kind,
             reason: happening.reason.clone(),
-            message: message.clone(),
+            // What is combined is one event, whatever it says.
+            message: if combined { COMBINED.to_owned() } else { message.clone() },
         };
         let bucket = self.buckets.entry(object).or_insert(Bucket { tokens: BURST, at: now });
         let refill = now.saturating_duration_since(bucket.at).as_secs_f64() / REFILL.as_secs_f64();
@@ -194,7 +197,8 @@ impl Correlator {
         }
     }
 
-    fn combine(&mut self, happening: &Happening, now: Instant) -> String {
+    /// The message to send, and whether it stands for many.
+    fn combine(&mut self, happening: &Happening, now: Instant) -> (String, bool) {
         let group = (happening.involved.uid.clone(), happening.kind, happening.reason.clone());
         let combined = self.combined.entry(group).or_default();
         if combined.at.is_none_or(|at| now.saturating_duration_since(at) > COMBINE_WITHIN) {
@@ -203,11 +207,11 @@ impl Correlator {
         combined.at = Some(now);
         if !combined.messages.contains(&happening.message) {
             if combined.messages.len() + 1 >= COMBINE_FROM {
-                return format!("(combined from similar events): {}", happening.message);
+                return (shorten(&format!("{COMBINED}: {}", happening.message)), true);
             }
             combined.messages.push(happening.message.clone());
         }
-        happening.message.clone()
+        (happening.message.clone(), false)
     }
 
     fn remember(&mut self, key: Key, sent: Sent) {
@@ -252,7 +256,7 @@ impl Writer {
 
     async fn create(&mut self, client: &Client, key: Key, happening: &Happening, message: &str) {
         let nanos = u128::try_from(happening.at.unix_timestamp_nanos()).unwrap_or_default();
-        let name = format!("{}.{nanos:x}", happening.involved.name);
+        let name = event_name(&happening.involved.name, nanos);
         let body = self.body(&name, happening, message);
         let path = events_path(&happening.involved);
         let result = patient(client, Method::POST, "application/json", &path, &body).await;
@@ -281,6 +285,13 @@ impl Writer {
             "reportingInstance": self.node_name,
         })
     }
+}
+
+/// Object and instant, within the 253 bytes of a name.
+fn event_name(object: &str, nanos: u128) -> String {
+    // Names are ASCII; one that is not is refused by the server anyway.
+    let object: String = object.chars().take(253 - 17).collect();
+    format!("{}.{nanos:x}", object.trim_end_matches(['.', '-']))
 }
 
 fn namespace(involved: &Involved) -> &str {
@@ -344,12 +355,20 @@ mod tests {
             let (_, verdict) = correlator.judge(&happening(&format!("m{number}")), now);
             assert_eq!(verdict, Verdict::Create { message: format!("m{number}") });
         }
-        let (_, verdict) = correlator.judge(&happening("m10"), now);
+        let (key, verdict) = correlator.judge(&happening("m10"), now);
         assert_eq!(verdict, Verdict::Create { message: "(combined from similar events): m10".to_owned() });
+        correlator.remember(key, Sent { name: "p.10".to_owned(), count: 1, used: now });
+        let (_, verdict) = correlator.judge(&happening("m11"), now);
+        let message = "(combined from similar events): m11".to_owned();
+        assert_eq!(verdict, Verdict::Count { name: "p.10".to_owned(), count: 2, message }, "one event says it all");
     }
 
     #[test]
-    fn long_messages_are_cut_between_letters() {
+    fn names_and_messages_stay_within_the_servers_limits() {
+        assert_eq!(event_name("p", 0x1234), "p.1234");
+        let long = event_name(&"n".repeat(253), u128::from(u64::MAX));
+        assert_eq!(long.len(), 253);
+        assert!(long.ends_with("n.ffffffffffffffff"));
         assert_eq!(shorten(&"é".repeat(600)).len(), 1024);
         assert_eq!(shorten("short"), "short");
     }

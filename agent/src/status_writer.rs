@@ -226,6 +226,8 @@ impl Handle {
             }
             Outcome::Refused(error) => {
                 tracing::error!(namespace = %entry.namespace, pod = %entry.name, pod_uid = %uid.as_str(), error = %error, "pod status refused");
+                // A deletion that is refused stays wanted; asking again at once would be asking without end.
+                entry.not_before = Some(Instant::now() + entry.backoff.next_wait());
             }
             Outcome::Failed(error, status) => {
                 let retry_in = entry.backoff.next_wait();
@@ -312,7 +314,9 @@ async fn send(client: &Client, path: &str, uid: &str, work: Work) -> Outcome {
 
 fn failed(error: Error, status: Option<PodStatus>) -> Outcome {
     match error.code() {
-        404 | 409 => Outcome::Gone,
+        404 => Outcome::Gone,
+        // The precondition on the UID. Another conflict is two writers at once: it passes.
+        409 if error.to_string().contains("UID") => Outcome::Gone,
         400 | 422 => Outcome::Refused(error),
         _ => Outcome::Failed(error, status),
     }
@@ -410,6 +414,27 @@ mod tests {
         assert_eq!(next(&handle), Some(("/api/v1/namespaces/ns/pods/p".to_owned(), None)));
         handle.settle(&PodUid::from("u"), Outcome::Deleted);
         assert_eq!(handle.pending(), 0);
+    }
+
+    #[test]
+    fn a_conflict_that_is_not_about_the_uid_loses_nothing() {
+        let conflict = |message: &str| Error::Status { code: 409, reason: "Conflict".to_owned(), message: message.to_owned() };
+        let namesake = conflict("Precondition failed: UID in precondition: u, UID in object meta: v");
+        assert!(matches!(failed(namesake, None), Outcome::Gone));
+        let busy = conflict("the object has been modified; please apply your changes to the latest version and try again");
+        assert!(matches!(failed(busy, Some(status("Running"))), Outcome::Failed(_, Some(_))));
+    }
+
+    #[test]
+    fn a_refused_deletion_is_not_asked_again_at_once() {
+        let mut leaving = pod("2", "Succeeded");
+        leaving.metadata.deletion_timestamp = Some("2026-01-01T00:00:00Z".to_owned());
+        let handle = Handle::default();
+        handle.finish(&leaving);
+        assert!(next(&handle).is_some());
+        let refused = Error::Status { code: 422, reason: "Invalid".to_owned(), message: "m".to_owned() };
+        handle.settle(&PodUid::from("u"), Outcome::Refused(refused));
+        assert!(matches!(handle.take(Instant::now()), Next::Wait(_)));
     }
 
     #[test]

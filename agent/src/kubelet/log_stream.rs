@@ -33,6 +33,8 @@ const LONGEST_LINE: usize = 256 * 1024;
 struct Reader {
     path: PathBuf,
     file: File,
+    /// The file that took its place; gone over to once this one is read to its end.
+    next: Option<File>,
     /// Bytes read but not yet ended by a newline.
     held: Vec<u8>,
     formatter: Formatter,
@@ -55,7 +57,7 @@ impl Reader {
             let start = start_of_last_lines(&file, lines)?;
             file.seek(SeekFrom::Start(start))?;
         }
-        Ok(Self { path, file, held: Vec::new(), formatter: Formatter::new(options) })
+        Ok(Self { path, file, next: None, held: Vec::new(), formatter: Formatter::new(options) })
     }
 
     /// Reads on until there is something to send or the file ends.
@@ -102,8 +104,13 @@ impl Reader {
         (!out.is_empty()).then(|| out.into())
     }
 
-    /// Goes over to the file now at the path, if it is another one. True when it did.
+    /// At the end of a file: whether there is more to read, because another one is at the path now. Between the last read
+    /// and the rotation the container may have written, so the old one is read once more before the new.
     fn reopen_if_rotated(&mut self) -> io::Result<bool> {
+        if let Some(next) = self.next.take() {
+            self.file = next;
+            return Ok(true);
+        }
         let new = match File::open(&self.path) {
             Ok(new) => new,
             // Between renaming and reopening there is no file.
@@ -114,7 +121,7 @@ impl Reader {
         if (old.dev(), old.ino()) == (now.dev(), now.ino()) {
             return Ok(false);
         }
-        self.file = new;
+        self.next = Some(new);
         Ok(true)
     }
 }
