@@ -79,6 +79,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         objects: objects.clone(),
         recorder: recorder.clone(),
         status: status.clone(),
+        metrics: Arc::clone(&metrics),
         node: node_facts,
     });
     let view = workers.view();
@@ -204,7 +205,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     crate::task::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
     let imported = config.data_dir.join("agent/imported-images");
     let working = async {
-        images_preload::run(&runtime.client, &config.image_dirs, &imported).await;
+        images_preload::run(&runtime.client, &config.image_dirs, &imported, &config.pause_image).await;
         workers.run(assignments.subscribe(), stop.clone()).await;
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

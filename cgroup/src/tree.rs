@@ -260,6 +260,13 @@ impl PodTree {
         stat::group(&self.hierarchy, &self.names.container(&pod, id)?)
     }
 
+    /// A process of a container, if one lives: its `/proc` shows the pod's network.
+    pub fn container_process(&self, uid: &str, qos: QosClass, id: &str) -> Result<Option<i32>> {
+        let group = self.names.container(&self.names.pod(uid, qos)?, id)?;
+        let processes = self.hierarchy.dir(Controller::Memory, &group)?.read("cgroup.procs")?;
+        Ok(processes.lines().find_map(|line| line.parse().ok()))
+    }
+
     /// Tells systemd first, if it is in charge, then writes and reads back the files.
     fn apply(&self, group: &str, limits: &Limits) -> Result<Vec<Controller>> {
         if let Some(manager) = &self.manager {

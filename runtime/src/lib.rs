@@ -14,6 +14,7 @@ pub mod client;
 pub mod container;
 pub mod error;
 pub mod events;
+pub mod health;
 pub mod ids;
 mod image;
 pub mod import;

@@ -87,6 +87,18 @@ pub struct ObservedPod {
     pub containers: Vec<ObservedContainer>,
 }
 
+impl ObservedContainer {
+    /// Its start was given up by whoever asked for it, most likely an agent that was killed in the middle: the runtime
+    /// cancels what nobody waits for and notes the instance as ended. It never ran, so it is neither a restart nor a
+    /// failure of the pod; a kubelet counts it as both.
+    pub fn never_began(&self) -> bool {
+        self.state == ContainerState::ContainerExited
+            && self.started_at == 0
+            && self.reason == "StartError"
+            && self.message.contains("context canceled")
+    }
+}
+
 impl ObservedPod {
     /// A pod of which nothing exists.
     pub fn empty(uid: PodUid) -> Self {

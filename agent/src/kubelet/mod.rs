@@ -9,6 +9,8 @@
 //! HTTP/1.1 only, kept alive. Beside it a plain listener on loopback answers `/healthz` to anybody.
 
 pub mod auth;
+mod cadvisor;
+mod health;
 mod log_stream;
 pub mod logs;
 mod pods;
@@ -120,9 +122,10 @@ impl Server {
     /// Serves until `stop`; open streams end with the process.
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let Self { listener, health, inner, .. } = self;
+        let metrics = Arc::clone(&inner.metrics);
         let health = async {
             if let Some(health) = health {
-                let handler = |request: Request<Incoming>| std::future::ready(health_answer(&request));
+                let handler = move |request: Request<Incoming>| std::future::ready(health::answer(metrics.pulse(), &request));
                 serve::plain(health, HEALTH_CONNECTIONS, handler, stop.clone()).await;
             }
         };
@@ -199,12 +202,13 @@ async fn handle(inner: Arc<Inner>, chain: Arc<[CertificateDer<'static>]>, reques
 
 async fn dispatch(inner: Arc<Inner>, route: Route, request: Request<Incoming>) -> Response<Body> {
     match route {
-        Route::Health => health_answer(&request),
+        Route::Health => health::answer(inner.metrics.pulse(), &request),
         Route::Pods => inner.pods(),
         Route::RunningPods => inner.running_pods().await,
         Route::Metrics => metrics::answer(&inner.metrics, request.headers()),
         Route::MetricsResource => inner.resource_metrics().await,
-        Route::MetricsProbes => serve::answer(StatusCode::OK, metrics::Format::Classic.content_type(), ""),
+        Route::MetricsProbes => serve::answer(StatusCode::OK, metrics::Format::Classic.content_type(), inner.metrics.probes().render()),
+        Route::MetricsCadvisor => inner.cadvisor_metrics().await,
         Route::StatsSummary => inner.summary(request.uri().query()).await,
         Route::Configz => inner.configz(),
         Route::ContainerLogs { pod, container } => inner.container_logs(&pod, &container, request.uri().query()).await,
@@ -213,14 +217,4 @@ async fn dispatch(inner: Arc<Inner>, route: Route, request: Request<Incoming>) -
         Route::PortForward { pod } => inner.port_forward(&pod, request).await,
         Route::Run { pod, container } => inner.run(&pod, &container, request.uri().query()).await,
     }
-}
-
-fn health_answer(request: &Request<Incoming>) -> Response<Body> {
-    let path = request.uri().path().trim_end_matches('/');
-    if !matches!(path, "/healthz" | "/healthz/ping" | "/healthz/log" | "/healthz/syncloop") {
-        return serve::text(StatusCode::NOT_FOUND, "404 page not found\n");
-    }
-    let verbose = serve::query_pairs(request.uri().query()).iter().any(|(key, _)| key == "verbose");
-    let body = if verbose { "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n" } else { "ok" };
-    serve::text(StatusCode::OK, body)
 }

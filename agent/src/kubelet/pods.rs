@@ -16,7 +16,7 @@ use super::logs::{Invalid, LogOptions};
 use super::router::PodPath;
 use super::serve::{self, Body, query_pairs};
 use super::stream::{self, Wanted};
-use super::{Inner, log_stream, stats};
+use super::{Inner, cadvisor, log_stream, stats};
 use crate::metrics::Format;
 use crate::pod::{ContainerView, PodView};
 
@@ -253,6 +253,24 @@ impl Inner {
         either(
             self.usage().await.map(|usage| serve::answer(StatusCode::OK, Format::Classic.content_type(), stats::resource_metrics(&usage))),
         )
+    }
+
+    /// `/metrics/cadvisor`.
+    pub(super) async fn cadvisor_metrics(&self) -> Response<Body> {
+        let (tree, view, pause_image) = (Arc::clone(&self.pod_tree), self.view.clone(), self.config.pause_image.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let (usage, networks) = (stats::gather(&tree, &view), cadvisor::networks(&tree, &view));
+            let parent = |uid: &str| {
+                let seen = view.get(&uid.into());
+                let qos = seen.and_then(|seen| cgroup::QosClass::ALL.into_iter().find(|qos| qos.as_str() == seen.pod.status.qos_class));
+                qos.and_then(|qos| tree.cgroup_parent(uid, qos).ok()).unwrap_or_default()
+            };
+            cadvisor::render(&usage, &networks, &tree.kubepods(), &pause_image, parent)
+        });
+        match work.await {
+            Ok(text) => serve::answer(StatusCode::OK, Format::Classic.content_type(), text),
+            Err(error) => serve::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
     }
 
     /// `/stats/summary`.

@@ -20,6 +20,7 @@ pub enum Route {
     Metrics,
     MetricsResource,
     MetricsProbes,
+    MetricsCadvisor,
     StatsSummary,
     Configz,
     ContainerLogs {
@@ -57,11 +58,12 @@ pub enum Miss {
 pub fn route(method: &Method, path: &str) -> Result<Route, Miss> {
     let parts: Vec<&str> = path.trim_start_matches('/').trim_end_matches('/').split('/').collect();
     let (route, methods): (Route, &[Method]) = match parts.as_slice() {
-        ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => (Route::Health, &[Method::GET]),
+        ["healthz"] | ["healthz", "ping" | "log" | "syncloop" | "lease"] => (Route::Health, &[Method::GET]),
         ["pods"] => (Route::Pods, &[Method::GET]),
         ["runningpods"] => (Route::RunningPods, &[Method::GET]),
         ["metrics"] => (Route::Metrics, &[Method::GET]),
         ["metrics", "resource"] => (Route::MetricsResource, &[Method::GET]),
+        ["metrics", "cadvisor"] => (Route::MetricsCadvisor, &[Method::GET]),
         ["metrics", "probes"] => (Route::MetricsProbes, &[Method::GET]),
         ["stats", "summary"] => (Route::StatsSummary, &[Method::GET, Method::POST]),
         ["configz"] => (Route::Configz, &[Method::GET]),

@@ -23,6 +23,8 @@ use crate::pod::View;
 pub(crate) struct ContainerUse {
     pub(crate) name: String,
     pub(crate) id: String,
+    /// As the status names it.
+    pub(crate) image: String,
     /// RFC 3339, from the status.
     pub(crate) started: Option<String>,
     pub(crate) stats: Stats,
@@ -78,7 +80,8 @@ pub(crate) fn gather(tree: &PodTree, view: &View) -> Usage {
                 Ok(stats) => {
                     let status = seen.pod.status.container(name);
                     let started = status.and_then(|status| status.state.running.as_ref()).and_then(|r| r.started_at.clone());
-                    found.containers.push(ContainerUse { name: name.clone(), id: id.as_str().to_owned(), started, stats });
+                    let image = status.map(|status| status.image.clone()).unwrap_or_default();
+                    found.containers.push(ContainerUse { name: name.clone(), id: id.as_str().to_owned(), image, started, stats });
                 }
                 // Between its end and the view saying so; a real failure shows as an incomplete pod.
                 Err(_) => found.unread += 1,
@@ -165,7 +168,7 @@ pub(crate) fn resource_metrics(usage: &Usage) -> String {
     out
 }
 
-fn epoch_seconds(time: &str) -> Option<f64> {
+pub(crate) fn epoch_seconds(time: &str) -> Option<f64> {
     let time = OffsetDateTime::parse(time, &Rfc3339).ok()?;
     Some(time.unix_timestamp_nanos() as f64 / 1e9)
 }
@@ -355,6 +358,9 @@ fn rfc3339(millis: u128) -> String {
 }
 
 #[cfg(test)]
+pub(crate) use tests::usage as example_usage;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use cgroup::Limit;
@@ -372,10 +378,11 @@ mod tests {
         }
     }
 
-    fn usage(at: u128, cpu_ns: u64) -> Usage {
+    pub(crate) fn usage(at: u128, cpu_ns: u64) -> Usage {
         let container = ContainerUse {
             name: "c".into(),
             id: "abc".into(),
+            image: "docker.io/library/busybox:1.36".into(),
             started: Some("2026-11-23T02:51:47.5Z".into()),
             stats: stats(cpu_ns, 1_687_552),
         };

@@ -7,6 +7,8 @@
 mod expose;
 mod node;
 mod pods;
+mod probes;
+mod pulse;
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -24,6 +26,8 @@ pub(crate) use expose::answer;
 pub use expose::{Format, serve};
 pub use node::{CgroupScope, CgroupScopes};
 pub use pods::Pods;
+pub use probes::{ProbeResult, Probed, Probes};
+pub use pulse::{Loop, Pulse};
 
 /// One label with values known at compile time.
 type One = [(&'static str, &'static str); 1];
@@ -89,6 +93,8 @@ pub struct Metrics {
     capacity: Family<One, Seconds>,
     allocatable: Family<One, Seconds>,
     ready_seconds: Seconds,
+    probes: Probes,
+    pulse: Pulse,
 }
 
 impl Metrics {
@@ -111,6 +117,8 @@ impl Metrics {
             capacity: Family::default(),
             allocatable: Family::default(),
             ready_seconds: Seconds::default(),
+            probes: Probes::default(),
+            pulse: Pulse::default(),
             registry: Mutex::new(registry),
         };
         metrics.register();
@@ -170,11 +178,13 @@ impl Metrics {
     pub fn lease_renewed(&self, took: Duration) {
         self.lease_renew.observe(took.as_secs_f64());
         self.lease_last.set(unix_now());
+        self.pulse.turned(Loop::Lease);
     }
 
     /// A lease renewal failed.
     pub fn lease_failed(&self, why: LeaseFailure) {
         self.lease_failures.get_or_create(&[("reason", why.label())]).inc();
+        self.pulse.turned(Loop::Lease);
     }
 
     /// Unix time of the last renewal, none before the first.
@@ -233,6 +243,16 @@ impl Metrics {
     /// The first Ready status was sent this long after the process began.
     pub fn first_ready(&self, after: Duration) {
         self.ready_seconds.set(after.as_secs_f64());
+    }
+
+    /// Results of the containers' probes.
+    pub fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
+    /// Whether the agent's loops turn.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// The whole exposition in one of the two text formats.

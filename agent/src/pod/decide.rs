@@ -10,6 +10,7 @@ use runtime::{ContainerId, SandboxId};
 use super::history::History;
 use super::litter::litter;
 use super::probes::Health;
+use super::reasons;
 use super::status::phase;
 use super::step::{Kill, Step, StopAll};
 use super::time::{Nanos, SECOND};
@@ -40,17 +41,20 @@ pub fn decide(facts: &Facts<'_>) -> Step {
             return Step::Wait { until: Some(retry_at) };
         }
     }
-    if must_stop(facts) { take_down(facts) } else { bring_up(facts) }
+    if must_stop(facts) {
+        return take_down(facts);
+    }
+    // Out of sight before anything is concluded from them: the same attempt is then made again.
+    let never_began: Vec<ContainerId> = facts.seen.containers.iter().filter(|c| given_up(facts, c)).map(|c| c.id.clone()).collect();
+    if !never_began.is_empty() {
+        return Step::Discard { containers: never_began, sandboxes: Vec::new() };
+    }
+    bring_up(facts)
 }
 
 /// Whether this pod has to end, now and for good.
 pub fn must_stop(facts: &Facts<'_>) -> bool {
-    facts.removed
-        || facts.rejected
-        || facts.pod.is_deleting()
-        || facts.pod.is_terminal()
-        || past_deadline(facts)
-        || is_over(facts.pod, facts.seen)
+    facts.removed || facts.rejected || facts.pod.is_deleting() || facts.pod.is_terminal() || past_deadline(facts) || is_over(facts)
 }
 
 /// When `activeDeadlineSeconds` ends, if there is one.
@@ -64,15 +68,17 @@ pub fn past_deadline(facts: &Facts<'_>) -> bool {
 }
 
 /// Whether nothing is left to run: all regular containers ended for good, or an init container did so in failure.
-fn is_over(pod: &Pod, seen: &ObservedPod) -> bool {
+fn is_over(facts: &Facts<'_>) -> bool {
+    let (pod, seen) = (facts.pod, facts.seen);
+    let over = |container: &ObservedContainer| ended(container) && !given_up(facts, container);
     let policy = pod.spec.restart_policy;
     let failed_init = pod
         .spec
         .init_containers
         .iter()
         .filter(|c| !c.is_sidecar())
-        .any(|c| latest(seen, &c.name).is_some_and(|o| ended(o) && o.exit_code != 0 && policy == RestartPolicy::Never));
-    let done = |c: &Container| latest(seen, &c.name).is_some_and(|o| ended(o) && !phase::may_restart(policy, o.exit_code));
+        .any(|c| latest(seen, &c.name).is_some_and(|o| over(o) && o.exit_code != 0 && policy == RestartPolicy::Never));
+    let done = |c: &Container| latest(seen, &c.name).is_some_and(|o| over(o) && !phase::may_restart(policy, o.exit_code));
     // A pod whose start failed has no container, one without containers cannot be over.
     failed_init || (!pod.spec.containers.is_empty() && pod.spec.containers.iter().all(done))
 }
@@ -83,6 +89,13 @@ fn latest<'a>(seen: &'a ObservedPod, name: &str) -> Option<&'a ObservedContainer
 
 pub(super) fn ended(container: &ObservedContainer) -> bool {
     container.state == ContainerState::ContainerExited
+}
+
+/// Its start was given up by a former agent. One that this agent began and saw fail counts, whatever it says: made again
+/// at once it might fail without end.
+fn given_up(facts: &Facts<'_>, container: &ObservedContainer) -> bool {
+    let ours = facts.history.failure(&container.name).is_some_and(|failure| failure.reason != reasons::CONTAINER_CREATING);
+    container.never_began() && !ours
 }
 
 pub(super) fn is_alive(container: &ObservedContainer) -> bool {
@@ -297,10 +310,14 @@ fn kill(container: &Container, instance: &ObservedContainer, why: Kill) -> Step 
     Step::Kill { container: container.name.clone(), id: instance.id.clone(), why }
 }
 
-/// Attempt of the next instance: one more than any there is, or than the server remembers.
+/// Attempt of the next instance: one more than any there is, or than the server remembers. An instance that the server
+/// was told of but that never ran is made again, not restarted.
 pub fn next_attempt(pod: &Pod, seen: &ObservedPod, name: &str) -> u32 {
     let seen = seen.containers.iter().filter(|c| c.name == name).map(|c| c.attempt + 1).max();
-    let told = pod.status.container(name).filter(|s| !s.container_id.is_empty()).map(|s| u32::try_from(s.restart_count).unwrap_or(0) + 1);
+    let told = pod.status.container(name).filter(|s| !s.container_id.is_empty()).map(|s| {
+        let ran = s.state.running.is_some() || s.state.terminated.is_some() || s.last_state.terminated.is_some();
+        u32::try_from(s.restart_count).unwrap_or(0) + u32::from(ran)
+    });
     seen.or(told).unwrap_or(0)
 }
 

@@ -81,8 +81,8 @@ fn case(spec: serde_json::Value, sandboxes: Vec<ObservedSandbox>, containers: Ve
 }
 
 impl Case {
-    fn step(&self) -> Step {
-        decide(&Facts {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
             pod: &self.pod,
             removed: self.removed,
             rejected: self.rejected,
@@ -91,7 +91,11 @@ impl Case {
             health: &self.health,
             start_time: Some(NOW - 100 * SECOND),
             now: NOW,
-        })
+        }
+    }
+
+    fn step(&self) -> Step {
+        decide(&self.facts())
     }
 
     fn deleted(mut self) -> Case {
@@ -130,6 +134,35 @@ fn what_a_dead_agent_left_half_done_is_carried_on() {
     assert_eq!(case(one(), vec![sandbox("s0", 0, false)], vec![]).step(), Step::RunSandbox { attempt: 1 });
     let gone = case(one(), vec![sandbox("s0", 0, false)], vec![]).deleted();
     assert_eq!(gone.step(), Step::Release, "a half torn-down pod goes on down");
+}
+
+#[test]
+fn a_start_that_died_with_the_agent_is_no_restart_and_no_failure() {
+    let cut = |message: &str| ObservedContainer { reason: "StartError".to_owned(), message: message.to_owned(), ..exited("c", 0, 128) };
+    let canceled = "failed to create containerd task: failed to start shim: context canceled: unknown";
+    let again = Step::Discard { containers: vec!["c0".into()], sandboxes: vec![] };
+    for policy in ["Always", "OnFailure", "Never"] {
+        let spec = json!({"restartPolicy": policy, "containers": [{"name": "c", "image": "i"}]});
+        let mut case = case(spec, up(), vec![cut(canceled)]);
+        assert_eq!(case.step(), again, "{policy}");
+        case.history.failed("c", Failure { reason: reasons::CONTAINER_CREATING, message: String::new(), retry_at: 0 });
+        assert_eq!(case.step(), again, "{policy}: waited for, then given up");
+        case.history.failed("c", Failure { reason: reasons::RUN_CONTAINER_ERROR, message: String::new(), retry_at: 0 });
+        assert_ne!(case.step(), again, "{policy}: this agent's own failure counts");
+        case.seen.containers.clear();
+        case.history = History::default();
+        assert_eq!(case.step(), start("c", 0), "{policy}: the same attempt");
+    }
+    let init = json!({"restartPolicy": "Never", "initContainers": [{"name": "c"}], "containers": [{"name": "d"}]});
+    assert_eq!(case(init, up(), vec![cut(canceled)]).step(), again);
+    let wrong = cut("exec: \"nonsense\": executable file not found in $PATH: unknown");
+    assert_eq!(case(one(), up(), vec![wrong]).step(), start("c", 1), "a start that failed by itself is an attempt");
+    let mut told = case(one(), up(), vec![]);
+    told.pod.status = serde_json::from_value(json!({"containerStatuses": [
+        {"name": "c", "containerID": "containerd://x", "restartCount": 2, "state": {"waiting": {"reason": "ContainerCreating"}}}
+    ]}))
+    .unwrap();
+    assert_eq!(told.step(), start("c", 2), "told, but it never ran");
 }
 
 #[test]
@@ -470,7 +503,7 @@ proptest! {
         if world.case.pod.is_deleting() {
             prop_assert_eq!(end, Step::Forget);
             prop_assert!(world.case.seen.is_empty(), "something leaked");
-        } else if is_over(&world.case.pod, &world.case.seen) {
+        } else if is_over(&world.case.facts()) {
             prop_assert!(world.case.seen.sandboxes.iter().all(|s| !s.ready));
             prop_assert!(!world.case.seen.containers.iter().any(is_alive));
         } else {

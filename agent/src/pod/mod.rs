@@ -61,6 +61,7 @@ use tokio::sync::watch;
 use crate::api::pod::ResourceList;
 use crate::config::{Config, Taint};
 use crate::events::Recorder;
+use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::status_writer;
 
@@ -76,6 +77,7 @@ pub struct Deps {
     pub objects: Objects,
     pub recorder: Recorder,
     pub status: status_writer::Handle,
+    pub metrics: Arc<Metrics>,
     /// The newest facts about this node.
     pub node: watch::Receiver<Arc<NodeFacts>>,
 }

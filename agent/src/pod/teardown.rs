@@ -1,7 +1,7 @@
 //! The way down: hooks, stops in their order, release, removal (kubelet-contract 2.8 and 3.10).
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -90,7 +90,8 @@ impl Worker {
             .collect()
     }
 
-    /// Stops one container with its hook.
+    /// Stops one container with its hook. When the whole pod is to end meanwhile this gives way: that stop has a grace of
+    /// its own, which may be much shorter.
     pub(super) async fn stop_one(&self, container: &Container, id: &ContainerId, grace: i64) {
         let target = Target {
             container: container.clone(),
@@ -99,7 +100,11 @@ impl Worker {
             sidecar: false,
         };
         let end = Instant::now() + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
-        let failed = stop_in_order(&self.deps().runtime, &self.pod, &[target], &self.address(), end, grace > 0).await;
+        let (targets, address, mut inbox) = ([target], self.address(), self.inbox());
+        let failed = tokio::select! {
+            failed = stop_in_order(&self.deps().runtime, &self.pod, &targets, &address, end, grace > 0) => failed,
+            () = Worker::told_to_stop(&mut inbox) => return,
+        };
         if !failed.is_empty() {
             self.event(Some(&container.name), Type::Warning, "FailedPreStopHook", "PreStopHook failed");
         }
@@ -127,10 +132,13 @@ impl Worker {
 
     pub(super) async fn discard(&mut self, containers: &[ContainerId], sandboxes: &[SandboxId]) {
         for id in containers {
-            let log = self.seen.containers.iter().find(|c| c.id == *id).map(|c| c.log_path.clone());
+            let log = self.seen.containers.iter().find(|c| c.id == *id).map(|c| PathBuf::from(&c.log_path));
             if self.deps().runtime.remove_container(id).await.is_ok() {
                 self.seen.containers.retain(|c| c.id != *id);
-                let _ = log.filter(|l| !l.is_empty()).map(fs::remove_file);
+                let links = self.deps().config.container_logs_dir.clone();
+                if let Some(log) = log.filter(|log| !log.as_os_str().is_empty()) {
+                    let _ = tokio::task::spawn_blocking(move || remove_log(&log, links.as_deref())).await;
+                }
             } else {
                 self.stale = true;
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -215,6 +223,22 @@ impl Worker {
     }
 }
 
+/// Removes a container's log, the parts that rotation set aside, and the links to it.
+fn remove_log(log: &Path, links: Option<&Path>) {
+    let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(|name| name.to_str())) else { return };
+    let aside = format!("{name}.");
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|found| found == name || found.starts_with(&aside)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    for entry in links.and_then(|links| fs::read_dir(links).ok()).into_iter().flatten().flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|to| to == log) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// A shorter grace than `current`, when the server says so.
 async fn shorter_grace(inbox: &mut tokio::sync::watch::Receiver<super::worker::Assigned>, current: i64) -> i64 {
     loop {
@@ -271,4 +295,33 @@ async fn stop_in_order(
         stop(target).await;
     }
     failed.into_iter().chain(failed_sidecars).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_removed_container_takes_its_whole_log_and_its_link_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, links) = (dir.path().join("logs"), dir.path().join("links"));
+        fs::create_dir_all(&logs).unwrap();
+        fs::create_dir_all(&links).unwrap();
+        for name in ["1.log", "1.log.20261123-025150", "11.log", "2.log"] {
+            fs::write(logs.join(name), name).unwrap();
+        }
+        for name in ["1.log", "2.log"] {
+            symlink(logs.join(name), links.join(format!("p_n_c-{name}"))).unwrap();
+        }
+        remove_log(&logs.join("1.log"), Some(&links));
+        let left = |dir: &Path| {
+            let mut names: Vec<String> =
+                fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(left(&logs), ["11.log", "2.log"]);
+        assert_eq!(left(&links), ["p_n_c-2.log"]);
+    }
 }

@@ -68,6 +68,8 @@ impl Worker {
             Step::Start { container, attempt: 0 } => {
                 self.pod.spec.containers.iter().any(|c| c.name != *container && self.seen.container(&c.name).is_some())
             }
+            // A start that was given up is made again: that it ended is nobody's business.
+            Step::Discard { .. } => self.seen.containers.iter().any(runtime::observe::ObservedContainer::never_began),
             Step::StopSandboxes { .. } => self.pod.is_deleting() && !self.stop_tried,
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! Fields that would change what a pod does and that this agent does not implement: such a pod is refused by name
 //! instead of being run wrongly. Pure.
 
-use crate::api::pod::{Container, LifecycleHandler, Pod, Probe, Unknown, Volume, VolumeMount};
+use crate::api::pod::{Container, LifecycleHandler, Pod, Unknown, Volume, VolumeMount};
 
 /// JSON paths of every unsupported field of the spec, in spec order; empty when the pod can run as written.
 pub fn fields(pod: &Pod) -> Vec<String> {
@@ -86,7 +86,7 @@ fn container_fields(path: &str, container: &Container, init: bool, found: &mut V
     ];
     for (name, probe) in probes {
         if let Some(probe) = probe {
-            probe_fields(&format!("{path}.{name}"), probe, found);
+            unknown(&format!("{path}.{name}"), &probe.unknown, found);
         }
     }
     if let Some(lifecycle) = &container.lifecycle {
@@ -100,13 +100,6 @@ fn mount_fields(path: &str, mount: &VolumeMount, found: &mut Vec<String>) {
     unknown(path, &mount.unknown, found);
     if mount.recursive_read_only.as_deref() == Some("Enabled") {
         found.push(format!("{path}.recursiveReadOnly"));
-    }
-}
-
-fn probe_fields(path: &str, probe: &Probe, found: &mut Vec<String>) {
-    unknown(path, &probe.unknown, found);
-    if probe.grpc.is_some() {
-        found.push(format!("{path}.grpc"));
     }
 }
 
@@ -143,7 +136,7 @@ mod tests {
         check(json!({"resources": {"limits": {"cpu": "1"}}}), &["spec.resources"]);
         check(json!({"containers": [{"volumeDevices": [{"name": "d"}]}]}), &["spec.containers[0].volumeDevices"]);
         check(json!({"containers": [{"restartPolicyRules": [{}]}]}), &["spec.containers[0].restartPolicyRules"]);
-        check(json!({"containers": [{"livenessProbe": {"grpc": {"port": 1}}}]}), &["spec.containers[0].livenessProbe.grpc"]);
+        check(json!({"containers": [{"livenessProbe": {"quic": {"port": 1}}}]}), &["spec.containers[0].livenessProbe.quic"]);
         check(json!({"containers": [{"resources": {"claims": [{"name": "g"}]}}]}), &["spec.containers[0].resources.claims"]);
     }
 
@@ -152,7 +145,7 @@ mod tests {
         check(
             json!({
                 "hostUsers": true, "resourceClaims": [], "os": {"name": "linux"}, "priority": 0, "tolerations": [{"key": "k", "operator": "Exists"}],
-                "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+                "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {"grpc": {"port": 1}}}],
                 "containers": [{"name": "c", "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}], "livenessProbe": {"httpGet": {"path": "/", "port": "http", "scheme": "HTTP"}}}],
                 "volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}],
             }),

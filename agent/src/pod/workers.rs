@@ -21,9 +21,15 @@ use super::worker::{Assigned, Shared, Worker};
 use super::{Deps, View, log_rotation};
 use crate::api::pod::Pod;
 use crate::assignments::Assignments;
+use crate::metrics::Loop;
 
 /// Pulls at once where they are not serialised.
 const PARALLEL_PULLS: usize = 8;
+
+/// How often the loop shows that it turns and that the runtime answers.
+const PULSE: Duration = Duration::from_secs(60);
+/// A runtime that takes longer to say its version does not answer.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// All pod workers of this node.
 pub struct Workers {
@@ -67,6 +73,8 @@ impl Workers {
         };
         let mut first = true;
         let _rotation = AbortOnDrop(crate::task::spawn(log_rotation::run(self.shared.deps.clone(), self.view())).abort_handle());
+        let mut pulse = tokio::time::interval(PULSE);
+        pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let (pods, complete) = {
                 let now = assignments.borrow_and_update();
@@ -95,10 +103,23 @@ impl Workers {
                             self.workers.remove(&uid);
                         }
                     }
+                    _ = pulse.tick() => self.pulse(),
                     event = events.next() => self.pass_on(&event),
                 }
             }
         }
+    }
+
+    /// Shows that the loop turns, once the runtime has answered, too. Beside the loop, for it may take its time.
+    fn pulse(&self) {
+        let deps = self.shared.deps.clone();
+        crate::task::spawn(async move {
+            match tokio::time::timeout(ANSWER, deps.runtime.version()).await {
+                Ok(Ok(_)) => deps.metrics.pulse().turned(Loop::Sync),
+                Ok(Err(error)) => tracing::debug!(error = %error, "container runtime does not answer"),
+                Err(_) => tracing::debug!(limit = ?ANSWER, "container runtime does not answer"),
+            }
+        });
     }
 
     async fn look(&self) -> BTreeMap<PodUid, ObservedPod> {

@@ -1,7 +1,7 @@
 //! Image archives into containerd's own store, so that a node can start pods with no registry in reach.
 //!
-//! Read are OCI layouts and `docker save` files, as tar, tar.gz or tar.zst (those with the machine's own `gzip` and
-//! `zstd`). Layers are streamed, never held whole. Everything is written under a lease, so the garbage collector cannot come between a layer and its image's name; an import that
+//! Read are OCI layouts and `docker save` files, as plain or compressed tar (unpacked with the machine's own `gzip`,
+//! `zstd`, `bzip2` or `lz4`). Layers are streamed, never held whole. Everything is written under a lease, so the garbage collector cannot come between a layer and its image's name; an import that
 //! is cut off leaves nothing once the lease ends.
 
 mod layout;

@@ -1,4 +1,4 @@
-//! Compressed archives, by way of the machine's own `gzip` and `zstd`: images are imported once, and neither
+//! Compressed archives, by way of the machine's own `gzip`, `zstd`, `bzip2` and `lz4`: images are imported once, and no
 //! decompressor is worth its place in the agent's memory.
 
 use std::fs::File;
@@ -23,6 +23,8 @@ impl Plain {
         let program = match file.read_exact(&mut magic) {
             Ok(()) if magic.starts_with(&[0x1f, 0x8b]) => "gzip",
             Ok(()) if magic == [0x28, 0xb5, 0x2f, 0xfd] => "zstd",
+            Ok(()) if magic.starts_with(b"BZh") => "bzip2",
+            Ok(()) if magic == [0x04, 0x22, 0x4d, 0x18] => "lz4",
             _ => {
                 return Ok(Self { path: archive.to_owned(), copy: false });
             }

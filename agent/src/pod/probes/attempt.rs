@@ -54,6 +54,13 @@ pub(super) async fn run(client: &Client, container: &Container, id: &ContainerId
             Err(_) => Outcome::Failure(format!("dial tcp {host}:{port}: i/o timeout")),
         };
     }
+    if let Some(action) = &probe.grpc {
+        let service = action.service.as_deref().unwrap_or_default();
+        return match runtime::health::check(address, action.port, service, "kube-probe/1.36", limit).await {
+            Ok(()) => Outcome::Success,
+            Err(problem) => Outcome::Failure(problem),
+        };
+    }
     Outcome::Unknown("missing probe handler".to_owned())
 }
 

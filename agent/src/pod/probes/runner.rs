@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runtime::ContainerId;
 use runtime::cri::ContainerState;
@@ -16,6 +16,7 @@ use super::threshold::Threshold;
 use super::{Health, Kind};
 use crate::api::pod::{Container, Pod, Probe};
 use crate::events::Type;
+use crate::metrics::{ProbeResult, Probed};
 use crate::pod::time::{self, SECOND};
 use crate::pod::{Deps, hooks};
 
@@ -30,11 +31,20 @@ pub struct Prober {
     /// `health` as it was at the last [`Prober::sync`].
     snapshot: Health,
     changed: Arc<Notify>,
+    /// Whose metrics end with this.
+    uid: String,
 }
 
 impl Prober {
     pub fn new(deps: Deps) -> Prober {
-        Prober { deps, tasks: BTreeMap::new(), health: Arc::default(), snapshot: Health::default(), changed: Arc::default() }
+        Prober {
+            deps,
+            tasks: BTreeMap::new(),
+            health: Arc::default(),
+            snapshot: Health::default(),
+            changed: Arc::default(),
+            uid: String::new(),
+        }
     }
 
     /// What was settled at the last [`Prober::sync`]: one turn decides and tells by the same facts.
@@ -49,6 +59,9 @@ impl Prober {
 
     /// Starts and ends probes so that they fit what runs. A stopping pod keeps only its readiness probes.
     pub fn sync(&mut self, pod: &Arc<Pod>, seen: &ObservedPod, address: &str, stopping: bool) {
+        if self.uid.is_empty() {
+            self.uid.clone_from(&pod.metadata.uid);
+        }
         let mut wanted: BTreeMap<(ContainerId, Kind), (&Container, &Probe, i64)> = BTreeMap::new();
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let candidates = pod.spec.init_containers.iter().filter(|c| c.is_sidecar()).chain(&pod.spec.containers);
@@ -111,6 +124,7 @@ impl Prober {
 impl Drop for Prober {
     fn drop(&mut self) {
         self.tasks.values().for_each(AbortHandle::abort);
+        self.deps.metrics.probes().forget(&self.uid);
     }
 }
 
@@ -139,7 +153,10 @@ impl One {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let good = match self.attempt().await {
+            let began = Instant::now();
+            let outcome = self.attempt().await;
+            self.count(&outcome, began.elapsed());
+            let good = match outcome {
                 Outcome::Success => true,
                 Outcome::Warning(text) => {
                     self.event("ProbeWarning", &format!("{} probe warning: {text}", self.kind.as_str()));
@@ -177,6 +194,23 @@ impl One {
             }
         }
         last
+    }
+
+    fn count(&self, outcome: &Outcome, took: Duration) {
+        let result = match outcome {
+            Outcome::Success | Outcome::Warning(_) => ProbeResult::Successful,
+            Outcome::Failure(_) => ProbeResult::Failed,
+            Outcome::Unknown(_) => return,
+        };
+        let meta = &self.pod.metadata;
+        let of = Probed {
+            namespace: &meta.namespace,
+            pod: &meta.name,
+            uid: &meta.uid,
+            container: &self.container.name,
+            kind: self.kind.as_str(),
+        };
+        self.deps.metrics.probes().add(of, result, took);
     }
 
     fn event(&self, reason: &str, message: &str) {
