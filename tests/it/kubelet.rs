@@ -25,7 +25,7 @@ fn the_port_knows_its_clients() {
         let cluster = Cluster::start(machine, &Options { nodes: 1, ..Options::default() });
         let k = &cluster.kubectl;
         k.apply(
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: seen}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n    - {name: c, image: 'busybox:1.36', command: [sh, -c, 'echo hello; sleep 600']}\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: seen}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n    - {name: c, image: 'busybox:1.36', command: [sh, -c, 'echo hello; sleep 600'], livenessProbe: {exec: {command: ['true']}, periodSeconds: 1}}\n",
         );
         cluster.wait_pod("default", "seen", SOON, |pod| pod["status"]["phase"] == "Running");
 
@@ -51,6 +51,10 @@ fn the_port_knows_its_clients() {
         let (cert, key) = cluster.admin_files();
         let admin = |path: &str| ask(&cluster, &["--cert", &cert, "--key", &key], path);
         assert_eq!(admin("/healthz"), ("200".to_owned(), "ok".to_owned()));
+        for check in ["ping", "log", "syncloop", "lease"] {
+            assert_eq!(admin(&format!("/healthz/{check}")), ("200".to_owned(), "ok".to_owned()));
+            assert!(admin("/healthz?verbose").1.contains(&format!("[+]{check} ok\n")));
+        }
         let json = |path: &str| {
             let (code, body) = admin(path);
             assert_eq!(code, "200", "{path}: {body}");
@@ -77,6 +81,23 @@ fn the_port_knows_its_clients() {
         ] {
             assert!(metrics.lines().any(|line| line.starts_with(series)), "{series} not in\n{metrics}");
         }
+        let (code, metrics) = admin("/metrics/cadvisor");
+        assert_eq!(code, "200");
+        for (series, label) in [
+            ("container_cpu_usage_seconds_total{cpu=\"total\",container=\"c\",", "namespace=\"default\",pod=\"seen\"} "),
+            ("container_memory_working_set_bytes{container=\"c\",", "image=\"docker.io/library/busybox:1.36\""),
+            ("container_network_receive_bytes_total{container=\"\",", "interface=\"eth0\""),
+            ("container_memory_rss{container=\"\",id=\"/\",", ""),
+            ("machine_memory_bytes ", ""),
+        ] {
+            assert!(metrics.lines().any(|line| line.starts_with(series) && line.contains(label)), "{series} not in\n{metrics}");
+        }
+        let probed = "prober_probe_total{container=\"c\",namespace=\"default\",pod=\"seen\",pod_uid=\"";
+        wait_for(SOON, "a counted probe", || {
+            let (_, metrics) = admin("/metrics/probes");
+            let good = |line: &str| line.starts_with(probed) && line.contains("probe_type=\"Liveness\",result=\"successful\"} ");
+            if metrics.lines().any(good) { Ok(()) } else { Err(metrics) }
+        });
         assert!(admin("/metrics").1.contains("node_pressure_memory_waiting_seconds_total "));
         assert_eq!(admin("/containerLogs/default/seen/c"), ("200".to_owned(), "hello\n".to_owned()));
         assert_eq!(admin("/containerLogs/default/absent/c"), ("404".to_owned(), "pod \"absent\" does not exist".to_owned()));

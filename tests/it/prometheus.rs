@@ -33,6 +33,41 @@ fn prometheus_scrapes_the_agent() {
         let said = String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
         assert!(checked.status.success() && said.trim().is_empty(), "promtool: {said}");
 
+        // Every family that is declared has a value, and what has happened by now is counted.
+        for family in [
+            "edge_agent_build_info",
+            "edge_agent_tunnel_links",
+            "edge_agent_status_writes_total",
+            "edge_agent_lease_renew_failures_total",
+            "edge_agent_heartbeat_lag_seconds_count",
+            "edge_agent_cgroup_memory_bytes",
+            "edge_agent_cgroup_cpu_seconds_total",
+            "edge_agent_tasks",
+            "edge_agent_cgroup_oom_kills_total",
+            "kubelet_node_name",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(family)), "{family} has no value in\n{text}");
+        }
+        for counted in [
+            "edge_agent_lease_renew_seconds_count",
+            "edge_agent_tunnel_connects_total",
+            "edge_agent_tunnel_links{state=\"connected\"}",
+            "edge_agent_pod_start_seconds_count",
+            "edge_agent_status_writes_total{result=\"sent\"}",
+            "edge_agent_capacity{resource=\"cpu_cores\"}",
+            "edge_agent_allocatable{resource=\"memory_bytes\"}",
+            "edge_agent_start_ready_seconds",
+            "edge_agent_pods{phase=\"Running\"}",
+            "kubelet_running_pods",
+        ] {
+            wait_for(Duration::from_secs(30), &format!("{counted} above 0"), || {
+                let text = node.fetch("http://127.0.0.1:9470/metrics")?;
+                let value = |line: &str| line.strip_prefix(counted)?.trim().parse::<f64>().ok();
+                let value = text.lines().find_map(value).ok_or_else(|| text.clone())?;
+                if value > 0.0 { Ok(()) } else { Err(format!("{counted} is {value}")) }
+            });
+        }
+
         let openmetrics = node.try_sh("curl", &["-sS", "-H", "Accept: application/openmetrics-text", "http://127.0.0.1:9470/metrics"]);
         assert!(openmetrics.expect("metrics").ends_with("# EOF\n"));
 
