@@ -95,7 +95,9 @@ impl ObservedContainer {
         self.state == ContainerState::ContainerExited
             && self.started_at == 0
             && self.reason == "StartError"
-            && self.message.contains("context canceled")
+            // Cancelled in a call to the shim, or while the shim itself was started: then it is killed.
+            && (self.message.contains("context canceled")
+                || self.message.contains("failed to start shim") && self.message.contains("signal: killed"))
     }
 }
 

@@ -16,7 +16,7 @@ use runtime::cri::{self, ContainerState};
 use runtime::events::{Change, Events, RuntimeEvent};
 use runtime::import::import_tar;
 use runtime::managed::Managed;
-use runtime::observe::{observe, observe_pod};
+use runtime::observe::{ObservedContainer, observe, observe_pod};
 use runtime::{Client, PodUid, SandboxId, bench};
 
 const NGINX: &str = "docker.io/library/nginx:alpine";
@@ -173,6 +173,52 @@ async fn exits_and_memory_kills_are_told_truthfully() {
     next_of(&mut events, Change::Exited).await;
     let status = client.container_status(&id).await.unwrap();
     assert_eq!(status.reason, "OOMKilled", "{status:?}");
+    machine.end().await;
+}
+
+/// Drops a start after `patience`, as a killed agent does, and returns what became of the container.
+async fn start_given_up(client: &Client, machine: &Machine, sandbox: &SandboxId, patience: Duration) -> ObservedContainer {
+    let config = machine.container("u9", BUSYBOX, &["sleep", "1000"]);
+    let id = client.create_container(sandbox, config, machine.sandbox("u9")).await.expect("a container");
+    // A client of its own: its connection goes with it.
+    let hasty = Client::connect(client.socket());
+    let _ = tokio::time::timeout(patience, hasty.start_container(&id)).await;
+    drop(hasty);
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        let seen = observe_pod(client, &PodUid::from("u9")).await.expect("the runtime answers");
+        let container = seen.container("main").expect("it was made");
+        // The given-up call may go on for a moment; one that never got there leaves it created.
+        if container.state != ContainerState::ContainerCreated || Instant::now() >= limit {
+            return container.clone();
+        }
+        match client.start_container(&id).await {
+            Ok(()) => {}
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_was_given_up_is_told_from_one_that_ran() {
+    or_skip!();
+    let machine = Machine::new(9);
+    let client = machine.with_images().await;
+    let sandbox = client.run_pod_sandbox(machine.sandbox("u9"), "").await.unwrap();
+    let mut given_up = 0;
+    for millis in (5..200).step_by(15) {
+        let container = start_given_up(&client, &machine, &sandbox, Duration::from_millis(millis)).await;
+        let ran = container.started_at > 0;
+        assert_eq!(container.never_began(), !ran, "after {millis} ms: {container:?}");
+        given_up += u32::from(!ran);
+        // The same attempt can be made again once it is removed.
+        client.stop_container(&container.id, Duration::ZERO).await.unwrap();
+        client.remove_container(&container.id).await.unwrap();
+        if ran && given_up > 2 {
+            break;
+        }
+    }
+    assert!(given_up > 0, "no start was cut short");
     machine.end().await;
 }
 
