@@ -4,6 +4,7 @@ mod cluster;
 mod machine_setup;
 mod registries;
 mod runtime_setup;
+mod server_list;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -191,7 +192,8 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     crate::task::spawn(network);
     crate::task::spawn(follow_uid(node_object, node_uid));
     crate::task::spawn(qos::run(Arc::clone(&machine.pod_tree), (&machine.reservation).into(), assignments.subscribe()));
-    crate::task::spawn(follow_links(link_states.subscribe(), Arc::clone(&metrics), vec![client.clone(), controller.clone()]));
+    let clients = vec![client.clone(), controller.clone()];
+    crate::task::spawn(follow_links(link_states.subscribe(), Some(Arc::clone(&metrics)), clients.clone()));
     crate::task::spawn(events.run(client.clone()));
     crate::task::spawn(objects.clone().run());
     crate::task::spawn(status.run(client.clone(), assignments.subscribe(), Arc::clone(&metrics)));
@@ -202,6 +204,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     if let Some(listener) = metrics_listener {
         crate::task::spawn(metrics::serve(listener, metrics, stop.clone()));
     }
+    crate::task::spawn(server_list::follow(cluster.server_list(&config, controller), clients));
     crate::task::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
     let imported = config.data_dir.join("agent/imported-images");
     let working = async {
@@ -251,17 +254,23 @@ async fn follow_uid(mut node: watch::Receiver<Option<Arc<Node>>>, uid: watch::Se
 }
 
 /// The state of the links is the health of the servers: it moves the API connections, too.
-async fn follow_links(mut states: watch::Receiver<BTreeMap<tunnel::ServerAddr, LinkState>>, metrics: Arc<Metrics>, clients: Vec<Client>) {
+pub(crate) async fn follow_links(
+    mut states: watch::Receiver<BTreeMap<tunnel::ServerAddr, LinkState>>,
+    metrics: Option<Arc<Metrics>>,
+    clients: Vec<Client>,
+) {
     let mut before: BTreeMap<tunnel::ServerAddr, Option<bool>> = BTreeMap::new();
     loop {
         let now: BTreeMap<_, _> = states.borrow_and_update().iter().map(|(server, state)| (server.clone(), state.health())).collect();
-        metrics.tunnel_links(now.values().filter(|health| **health == Some(true)).count(), now.len());
+        if let Some(metrics) = &metrics {
+            metrics.tunnel_links(now.values().filter(|health| **health == Some(true)).count(), now.len());
+        }
         for (server, health) in &now {
             let Some(ok) = *health else { continue };
             if before.get(server) == Some(&Some(ok)) {
                 continue;
             }
-            if ok {
+            if let Some(metrics) = metrics.as_ref().filter(|_| ok) {
                 metrics.tunnel_connected();
             }
             for client in &clients {

@@ -67,10 +67,12 @@ impl Heartbeat {
         let mut stop = self.stop.clone();
         let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf,application/json" };
         let client = Client::new(Servers::new(&self.configured, self.servers.clone(), self.tls.clone()), settings);
+        // A server whose tunnel is lost is no place to renew the lease.
+        let health = crate::app::follow_links(self.links.states.subscribe(), None, vec![client.clone()]);
         let links = run_links(self.servers, self.links);
         let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, slimmed: false };
         tokio::select! {
-            () = async { tokio::join!(links, lease.keep()); } => {}
+            () = async { tokio::join!(links, lease.keep(), health); } => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
     }

@@ -38,6 +38,14 @@ struct Server {
     state: State,
     connections: usize,
     since: Instant,
+    /// Whether its tunnel is up, as last told. K3s asks every second; here each change is told once.
+    up: Option<bool>,
+}
+
+impl Server {
+    fn new(state: State, now: Instant) -> Server {
+        Server { state, connections: 0, since: now, up: None }
+    }
 }
 
 /// The servers, their states and open connections.
@@ -53,7 +61,7 @@ impl Balancer {
         let mut balancer = Balancer { configured, servers: BTreeMap::new() };
         if known.is_empty() {
             let configured = balancer.configured.clone();
-            balancer.servers.insert(configured, Server { state: State::Unchecked, connections: 0, since: now });
+            balancer.servers.insert(configured, Server::new(State::Unchecked, now));
         } else {
             balancer.set_servers(known, now);
         }
@@ -66,7 +74,7 @@ impl Balancer {
             return Vec::new();
         }
         for addr in list {
-            let entry = self.servers.entry(addr.clone()).or_insert(Server { state: State::Unchecked, connections: 0, since: now });
+            let entry = self.servers.entry(addr.clone()).or_insert(Server::new(State::Unchecked, now));
             if entry.state == State::Standby {
                 *entry = Server { state: State::Unchecked, since: now, ..*entry };
             }
@@ -77,17 +85,17 @@ impl Balancer {
             self.servers.remove(addr);
         }
         if !list.contains(&configured) {
-            let standby = Server { state: State::Standby, connections: 0, since: now };
+            let standby = Server::new(State::Standby, now);
             let entry = self.servers.entry(configured).or_insert(standby);
-            *entry = Server { state: State::Standby, since: now, ..*entry };
+            *entry = Server { connections: entry.connections, ..standby };
         }
         gone
     }
 
-    /// Servers in the order to try: best state first, then most connections.
+    /// Servers in the order to try: those whose tunnel is down last, best state first, then most connections.
     pub fn choose(&self) -> Vec<ServerAddr> {
         let mut all: Vec<(&ServerAddr, &Server)> = self.servers.iter().collect();
-        all.sort_by_key(|(_, s)| std::cmp::Reverse((s.state, s.connections)));
+        all.sort_by_key(|(_, s)| std::cmp::Reverse((s.up != Some(false), s.state, s.connections)));
         all.into_iter().map(|(addr, _)| addr.clone()).collect()
     }
 
@@ -104,6 +112,7 @@ impl Balancer {
                 Vec::new()
             }
             State::Healthy | State::Preferred => self.activate(addr, now),
+            State::Recovering if server.up == Some(true) => self.activate(addr, now),
             State::Standby | State::Recovering | State::Active => Vec::new(),
         }
     }
@@ -127,9 +136,11 @@ impl Balancer {
 
     /// The tunnel to this server is up or down. Returns servers whose connections have to be closed.
     pub fn health(&mut self, addr: &ServerAddr, ok: bool, now: Instant) -> Vec<ServerAddr> {
-        let Some(server) = self.servers.get(addr).copied() else {
+        let Some(server) = self.servers.get_mut(addr) else {
             return Vec::new();
         };
+        server.up = Some(ok);
+        let server = *server;
         if !ok {
             return self.fail(addr, &[], now);
         }
@@ -286,7 +297,10 @@ mod tests {
             ("tunnel up with connections: active", &["dial b", "up b"], "b a vip", ""),
             ("tunnel up without: preferred after the second look", &["up a", "up a"], "a b vip", ""),
             ("an active server that goes down loses its connections", &["dial b", "up b", "down b"], "a vip b", "b"),
-            ("health alone does not fail an unchecked one", &["down a"], "a b vip", ""),
+            ("one without a tunnel is tried last", &["down a"], "b vip a", ""),
+            ("a dial after its tunnel came up: active", &["up a", "dial a"], "a b vip", ""),
+            ("and then its tunnel goes down", &["up a", "dial a", "down a"], "b vip a", "a"),
+            ("a server that came back waits its turn", &["dial b", "up b", "down b", "dial a", "up a", "up b"], "a b vip", ""),
             ("becoming active closes those still recovering", &["dial a", "dial b", "up b"], "b a vip", "a"),
             ("an active one with more connections stays", &["dial a", "up a", "dial a", "up b", "up b", "dial b"], "a b vip", ""),
             ("an active one with as many gives way", &["dial a", "up a", "up b", "up b", "dial b"], "b a vip", ""),

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
@@ -82,6 +82,8 @@ struct Inner {
 #[derive(Default)]
 struct Live {
     connection: Option<Connection>,
+    /// Taken out of use while streams may still be open on them.
+    former: Vec<Connection>,
 }
 
 #[derive(Clone)]
@@ -89,8 +91,43 @@ struct Connection {
     sender: http2::SendRequest<Full<Bytes>>,
     server: Arc<ServerAddr>,
     authority: Arc<str>,
+    /// The identity it was made with.
+    tls: Arc<ClientConfig>,
     number: u64,
-    driver: AbortHandle,
+    driver: Tasks,
+}
+
+/// Everything that runs for one connection. HTTP/2 keeps the connection open in a task of its own for as long as a stream is
+/// open on it, whatever becomes of the future that drives it.
+#[derive(Clone, Default)]
+struct Tasks(Arc<std::sync::Mutex<Vec<AbortHandle>>>);
+
+impl Tasks {
+    fn all(&self) -> std::sync::MutexGuard<'_, Vec<AbortHandle>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn add(&self, task: AbortHandle) {
+        let mut all = self.all();
+        all.retain(|task| !task.is_finished());
+        all.push(task);
+    }
+
+    /// Closes the connection and ends every stream on it.
+    fn abort(&self) {
+        for task in self.all().drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.add(crate::task::spawn(future).abort_handle());
+    }
 }
 
 /// Status code and body of an answer.
@@ -187,8 +224,28 @@ impl Client {
             self.inner.made.send_modify(|_| {});
         }
         let close = self.inner.servers.health(server, ok);
+        self.close(&close).await;
+        if !ok {
+            // Watches on a connection given up earlier would wait for the dead server's answer.
+            self.inner.live.lock().await.former.retain(|former| {
+                let dead = *former.server == *server;
+                if dead {
+                    former.driver.abort();
+                }
+                !dead
+            });
+        }
+    }
+
+    /// The list of servers changed: connections to those that left are given up.
+    pub async fn servers_changed(&self) {
+        let gone = self.inner.servers.refresh();
+        self.close(&gone).await;
+    }
+
+    async fn close(&self, servers: &[ServerAddr]) {
         let ours = self.inner.live.lock().await.connection.as_ref().map(|connection| Arc::clone(&connection.server));
-        if ours.is_some_and(|ours| close.contains(&ours)) {
+        if ours.is_some_and(|ours| servers.contains(&ours)) {
             self.reconnect().await;
         }
     }
@@ -262,43 +319,52 @@ impl Client {
     /// The connection everybody shares; made here when there is none. Only one caller dials, the others wait for it.
     async fn connection(&self) -> Result<Connection, Error> {
         let mut live = self.inner.live.lock().await;
-        if let Some(connection) = live.connection.as_ref().filter(|c| !c.sender.is_closed()) {
+        // One made before the identity was renewed takes no new requests; what is under way on it ends by itself.
+        let usable = |c: &&Connection| !c.sender.is_closed() && self.inner.servers.is_current(&c.tls);
+        if let Some(connection) = live.connection.as_ref().filter(usable) {
             return Ok(connection.clone());
         }
         if let Some(ended) = live.connection.take() {
             self.inner.servers.closed(&ended.server);
         }
         let (candidates, tls) = self.inner.servers.choose();
-        let mut failure = Error::Transport { server: "no server".to_owned(), cause: "none is known".to_owned() };
+        let mut failure =
+            Error::Transport { server: "no server".to_owned(), cause: "none is asked before clock and certificates are right".to_owned() };
+        let limit = dial_limit(candidates.len(), self.inner.settings.deadline);
         for server in candidates {
-            match self.connect(&server, Arc::clone(&tls)).await {
+            let attempt = self.inner.servers.attempt(&server);
+            match self.connect(&server, Arc::clone(&tls), limit).await {
                 Ok((sender, driver)) => {
-                    self.inner.servers.worked(&server);
+                    attempt.worked();
                     let mut number = 0;
                     self.inner.made.send_modify(|made| {
                         *made += 1;
                         number = *made;
                     });
-                    let connection = Connection { sender, authority: server.to_string().into(), server: Arc::new(server), number, driver };
+                    let authority = server.to_string().into();
+                    let connection = Connection { sender, authority, server: Arc::new(server), tls, number, driver };
                     live.connection = Some(connection.clone());
                     return Ok(connection);
                 }
-                Err(error) => {
-                    self.inner.servers.failed(&server);
-                    failure = error;
-                }
+                Err(error) => failure = error,
             }
         }
         Err(failure)
     }
 
-    async fn connect(&self, server: &ServerAddr, tls: Arc<ClientConfig>) -> Result<(http2::SendRequest<Full<Bytes>>, AbortHandle), Error> {
+    async fn connect(
+        &self,
+        server: &ServerAddr,
+        tls: Arc<ClientConfig>,
+        limit: Duration,
+    ) -> Result<(http2::SendRequest<Full<Bytes>>, Tasks), Error> {
         let transport = |cause: String| Error::Transport { server: server.to_string(), cause };
-        let dialled = match tokio::time::timeout(DIAL_DEADLINE, self.inner.servers.dial(server, tls)).await {
+        let dialled = match tokio::time::timeout(limit, self.inner.servers.dial(server, tls)).await {
             Ok(dialled) => dialled.map_err(transport)?,
-            Err(_) => return Err(Error::Deadline { server: server.to_string(), after: DIAL_DEADLINE }),
+            Err(_) => return Err(Error::Deadline { server: server.to_string(), after: limit }),
         };
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let tasks = Tasks::default();
+        let mut builder = http2::Builder::new(tasks.clone());
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(64 * 1024)
@@ -312,7 +378,8 @@ impl Client {
                 tracing::debug!(error = %chain(&error), "api connection ended");
             }
         });
-        Ok((sender, driver.abort_handle()))
+        tasks.add(driver.abort_handle());
+        Ok((sender, tasks))
     }
 
     async fn broken(&self, used: Option<&Connection>, error: &hyper::Error) -> Error {
@@ -326,10 +393,17 @@ impl Client {
         let Some(used) = used else { return };
         let mut live = self.inner.live.lock().await;
         if live.connection.as_ref().is_some_and(|c| c.number == used.number) {
-            live.connection = None;
+            live.former.retain(|former| !former.sender.is_closed());
+            let ended = live.connection.take();
+            live.former.extend(ended);
             self.inner.servers.closed(&used.server);
         }
     }
+}
+
+/// Where there is another server to turn to, a dial leaves time for it within the same call.
+fn dial_limit(candidates: usize, deadline: Duration) -> Duration {
+    if candidates > 1 { deadline * 2 / 5 } else { DIAL_DEADLINE }
 }
 
 /// The cause chain of an error on one line.

@@ -11,6 +11,7 @@ pub mod node;
 pub mod pod;
 pub mod quantity;
 pub mod servers;
+pub mod slice;
 pub mod watch;
 
 pub use client::{Client, PatchType};

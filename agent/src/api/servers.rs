@@ -30,22 +30,21 @@ impl Servers {
         self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Servers in the order to try, and the identity to use.
+    /// Servers in the order to try, and the identity to use. An empty list means that none may be asked yet, the configured
+    /// one neither.
     pub(super) fn choose(&self) -> (Vec<ServerAddr>, Arc<ClientConfig>) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let mut balancer = self.balancer();
         if list.has_changed().unwrap_or(false) {
             balancer.set_servers(&list.borrow_and_update(), Instant::now());
         }
-        (balancer.choose(), self.tls.borrow().clone())
+        let candidates = if list.borrow().is_empty() { Vec::new() } else { balancer.choose() };
+        (candidates, self.tls.borrow().clone())
     }
 
-    pub(super) fn failed(&self, server: &ServerAddr) {
-        self.balancer().dial_failed(server, Instant::now());
-    }
-
-    pub(super) fn worked(&self, server: &ServerAddr) {
-        self.balancer().dial_ok(server, Instant::now());
+    /// Whether this is still the identity to use.
+    pub(super) fn is_current(&self, tls: &Arc<ClientConfig>) -> bool {
+        Arc::ptr_eq(&self.tls.borrow(), tls)
     }
 
     pub(super) fn closed(&self, server: &ServerAddr) {
@@ -54,7 +53,27 @@ impl Servers {
 
     /// The tunnel to this server is up or down. Returns servers whose connections have to be closed.
     pub(super) fn health(&self, server: &ServerAddr, ok: bool) -> Vec<ServerAddr> {
-        self.balancer().health(server, ok, Instant::now())
+        let mut balancer = self.balancer();
+        let mut close = balancer.health(server, ok, Instant::now());
+        if ok {
+            // A state is left for the next one with each look; K3s looks every second, here a change is told once.
+            close.extend(balancer.health(server, ok, Instant::now()));
+        }
+        close
+    }
+
+    /// Takes over a list that changed. Returns servers that left, whose connections have to be closed.
+    pub(super) fn refresh(&self) -> Vec<ServerAddr> {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.has_changed().unwrap_or(false) {
+            return self.balancer().set_servers(&list.borrow_and_update(), Instant::now());
+        }
+        Vec::new()
+    }
+
+    /// For one dial: a dial that is given up in between counts as failed.
+    pub(super) fn attempt<'a>(&'a self, server: &'a ServerAddr) -> Attempt<'a> {
+        Attempt { servers: self, server, worked: false }
     }
 
     pub(super) fn describe(&self) -> String {
@@ -71,5 +90,28 @@ impl Servers {
             return Err("the server does not speak HTTP/2".to_owned());
         }
         Ok(stream)
+    }
+}
+
+/// One dial. Dropped without [`Attempt::worked`], the server counts as failed: else a caller whose patience ends before
+/// the dial's would try the same dead server for ever.
+pub(super) struct Attempt<'a> {
+    servers: &'a Servers,
+    server: &'a ServerAddr,
+    worked: bool,
+}
+
+impl Attempt<'_> {
+    pub(super) fn worked(mut self) {
+        self.worked = true;
+        self.servers.balancer().dial_ok(self.server, Instant::now());
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.worked {
+            self.servers.balancer().dial_failed(self.server, Instant::now());
+        }
     }
 }

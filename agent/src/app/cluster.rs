@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tunnel::link::LinkState;
 use tunnel::{Identity, JoinOptions, ServerAddr, Token, balancer, identity, tls};
 
+use crate::api::Client;
 use crate::backoff::{Backoff, jitter};
 use crate::config::Config;
 use crate::join::token_text;
@@ -36,6 +38,8 @@ pub(super) struct Cluster {
     pub credentials: watch::Sender<Credentials>,
     pub configured: ServerAddr,
     fresh: bool,
+    /// The list of servers comes from a watch: nobody needs to fetch it.
+    followed: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -75,6 +79,7 @@ impl Cluster {
             credentials: watch::Sender::new(credentials),
             configured,
             fresh,
+            followed: Arc::default(),
         })
     }
 
@@ -95,6 +100,19 @@ impl Cluster {
         }
         if !server.system_default_registry.is_empty() && config.pause_image == crate::config::DEFAULT_PAUSE_IMAGE {
             config.pause_image = format!("{}/{}", server.system_default_registry, config.pause_image);
+        }
+    }
+
+    /// What following the list of servers needs.
+    pub(super) fn server_list(&self, config: &Config, controller: Client) -> super::server_list::Deps {
+        let server = &self.identity.config;
+        super::server_list::Deps {
+            controller,
+            servers: self.servers.clone(),
+            followed: Arc::clone(&self.followed),
+            data_dir: config.data_dir.clone(),
+            configured: self.configured.clone(),
+            port: (server.supervisor_port != server.https_port).then_some(server.supervisor_port),
         }
     }
 
@@ -136,7 +154,9 @@ impl Cluster {
                     }
                 }
             }
-            self.refresh_servers(&config, &identity).await;
+            if !self.followed.load(Ordering::Relaxed) {
+                self.refresh_servers(&config, &identity).await;
+            }
         }
     }
 
