@@ -45,6 +45,9 @@ fn settled(node: &Node, k: &Kubectl) -> Result<(), String> {
         if status["ready"] != true {
             return Err(format!("{}: {status}", pod["metadata"]["name"]));
         }
+        if status["restartCount"] != 0 {
+            return Err(format!("{} tells of a restart that never was: {status}", pod["metadata"]["name"]));
+        }
     }
     let containers = node.containers()?;
     let (mut running, mut started) = (BTreeSet::new(), BTreeSet::new());
