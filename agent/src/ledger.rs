@@ -187,15 +187,15 @@ fn serialize(node_name: &str, pods: &Pods, known: Known) -> serde_json::Result<V
 /// A pod without what changes all the time: of its status only phase and start survive, which decide whether it runs.
 fn trimmed(pod: &Pod) -> Pod {
     let mut pod = pod.clone();
-    let status = std::mem::take(&mut pod.status);
+    let status = Arc::unwrap_or_clone(std::mem::take(&mut pod.status));
     pod.metadata.resource_version = String::new();
-    pod.status = PodStatus {
+    pod.status = Arc::new(PodStatus {
         phase: status.phase,
         reason: status.reason,
         start_time: status.start_time,
         qos_class: status.qos_class,
         ..PodStatus::default()
-    };
+    });
     pod
 }
 
@@ -344,7 +344,7 @@ mod tests {
         let before = serialize("n", &pods(), Known::default()).unwrap();
         let mut pod = (**pods().values().next().unwrap()).clone();
         pod.metadata.resource_version = "8".to_owned();
-        pod.status.pod_ip = "10.0.0.9".to_owned();
+        Arc::make_mut(&mut pod.status).pod_ip = "10.0.0.9".to_owned();
         let after = serialize("n", &[(pod.uid(), Arc::new(pod))].into(), Known::default()).unwrap();
         assert_eq!(fingerprint(&before), fingerprint(&after));
     }

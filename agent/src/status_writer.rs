@@ -44,9 +44,9 @@ struct Entry {
     namespace: String,
     name: String,
     /// What the server has, as far as known, and at which version.
-    base: PodStatus,
+    base: Arc<PodStatus>,
     version: u64,
-    wanted: Option<PodStatus>,
+    wanted: Option<Arc<PodStatus>>,
     finish: bool,
     busy: bool,
     not_before: Option<Instant>,
@@ -66,23 +66,23 @@ struct Started {
 
 /// One request.
 enum Work {
-    Patch { status: Box<PodStatus>, body: Value },
+    Patch { status: Arc<PodStatus>, body: Value },
     Delete,
 }
 
 enum Outcome {
-    Accepted(PodStatus, u64),
+    Accepted(Arc<PodStatus>, u64),
     Deleted,
     /// The object is gone or another pod has its name now.
     Gone,
     /// The server will never take this one.
     Refused(Error),
-    Failed(Error, Option<PodStatus>),
+    Failed(Error, Option<Arc<PodStatus>>),
 }
 
 impl Handle {
     /// Leaves a status for sending. Equal to what the server has: nothing is sent.
-    pub fn publish(&self, pod: &Pod, status: PodStatus) {
+    pub fn publish(&self, pod: &Pod, status: Arc<PodStatus>) {
         let mut pods = self.lock();
         let entry = entry(&mut pods, pod);
         entry.wanted = Some(status);
@@ -184,7 +184,7 @@ impl Handle {
                     if entry.sent.is_none() && status.phase == RUNNING && entry.base.phase != RUNNING {
                         entry.sent = Some(now.saturating_duration_since(entry.seen));
                     }
-                    found = Some((uid.clone(), entry.path("/status"), Work::Patch { status: Box::new(status), body }));
+                    found = Some((uid.clone(), entry.path("/status"), Work::Patch { status, body }));
                     entry.busy = true;
                     break;
                 }
@@ -286,7 +286,7 @@ fn entry<'a>(pods: &'a mut BTreeMap<PodUid, Entry>, pod: &Pod) -> &'a mut Entry 
     });
     if version > entry.version && !entry.busy {
         entry.version = version;
-        entry.base.clone_from(&pod.status);
+        entry.base = pod.status.clone();
     }
     entry
 }
@@ -299,8 +299,8 @@ struct OnlyMeta {
 async fn send(client: &Client, path: &str, uid: &str, work: Work) -> Outcome {
     match work {
         Work::Patch { status, body } => match client.patch::<OnlyMeta>(path, PatchType::Strategic, &body).await {
-            Ok(answer) => Outcome::Accepted(*status, answer.metadata.resource_version.parse().unwrap_or(0)),
-            Err(error) => failed(error, Some(*status)),
+            Ok(answer) => Outcome::Accepted(status, answer.metadata.resource_version.parse().unwrap_or(0)),
+            Err(error) => failed(error, Some(status)),
         },
         Work::Delete => {
             let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": {"uid": uid}});
@@ -312,7 +312,7 @@ async fn send(client: &Client, path: &str, uid: &str, work: Work) -> Outcome {
     }
 }
 
-fn failed(error: Error, status: Option<PodStatus>) -> Outcome {
+fn failed(error: Error, status: Option<Arc<PodStatus>>) -> Outcome {
     match error.code() {
         404 => Outcome::Gone,
         // The precondition on the UID. Another conflict is two writers at once: it passes.
@@ -333,12 +333,12 @@ mod tests {
         pod.metadata.namespace = "ns".to_owned();
         pod.metadata.name = "p".to_owned();
         pod.metadata.resource_version = version.to_owned();
-        pod.status.phase = phase.to_owned();
+        pod.status = status(phase);
         pod
     }
 
-    fn status(phase: &str) -> PodStatus {
-        PodStatus { phase: phase.to_owned(), ..PodStatus::default() }
+    fn status(phase: &str) -> Arc<PodStatus> {
+        Arc::new(PodStatus { phase: phase.to_owned(), ..PodStatus::default() })
     }
 
     fn next(handle: &Handle) -> Option<(String, Option<Value>)> {
@@ -351,9 +351,9 @@ mod tests {
 
     #[test]
     fn a_pod_declared_not_ready_behind_our_back_is_declared_ready_again() {
-        let ready = |value: &str| PodStatus {
-            conditions: vec![PodCondition { kind: "Ready".to_owned(), status: value.to_owned(), ..PodCondition::default() }],
-            ..status("Running")
+        let ready = |value: &str| {
+            let condition = PodCondition { kind: "Ready".to_owned(), status: value.to_owned(), ..PodCondition::default() };
+            Arc::new(PodStatus { conditions: vec![condition], ..PodStatus::clone(&status("Running")) })
         };
         let mut of_server = pod("1", "Running");
         of_server.status = ready("True");
@@ -394,7 +394,7 @@ mod tests {
         handle.publish(&pod("3", "Pending"), status("Running"));
         assert!(next(&handle).is_some(), "somebody else changed it");
         let handle = Handle::default();
-        let ready = PodStatus { message: "m".to_owned(), ..status("Running") };
+        let ready = Arc::new(PodStatus { message: "m".to_owned(), ..PodStatus::clone(&status("Running")) });
         handle.publish(&pod("1", "Running"), ready.clone());
         assert!(next(&handle).is_some());
         assert!(handle.settle(&PodUid::from("u"), Outcome::Accepted(ready, 2)).is_none(), "it ran before");

@@ -21,8 +21,6 @@ pub struct ObservedSandbox {
     pub ips: Vec<String>,
     /// Whether the pod uses the host's network; `None` where the runtime does not say.
     pub host_network: Option<bool>,
-    /// Labels given at creation.
-    pub labels: BTreeMap<String, String>,
     /// Annotations given at creation.
     pub annotations: BTreeMap<String, String>,
 }
@@ -58,8 +56,6 @@ pub struct ObservedContainer {
     pub image_ref: String,
     /// Id of the image in use; empty where the runtime does not say (containerd before 2.0).
     pub image_id: String,
-    /// Labels given at creation.
-    pub labels: BTreeMap<String, String>,
     /// Annotations given at creation.
     pub annotations: BTreeMap<String, String>,
     /// Absolute path of the log file on the node.
@@ -199,7 +195,6 @@ pub fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
         created_at: status.created_at,
         ips,
         host_network,
-        labels: status.labels,
         annotations: status.annotations,
     }
 }
@@ -224,7 +219,6 @@ pub fn container_seen(sandbox: String, status: cri::ContainerStatus) -> Observed
         image: status.image.unwrap_or_default().image,
         image_ref: status.image_ref,
         image_id: status.image_id,
-        labels: status.labels,
         annotations: status.annotations,
         log_path: status.log_path,
         mounts: status.mounts,

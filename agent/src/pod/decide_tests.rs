@@ -1,6 +1,7 @@
 //! Decisions: a table of situations, and a property: whatever dies wherever, it converges and nothing runs twice.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use runtime::PodUid;
@@ -25,7 +26,6 @@ fn sandbox(id: &str, attempt: u32, ready: bool) -> ObservedSandbox {
         created_at: i64::from(attempt),
         ips: vec!["10.42.0.2".to_owned()],
         host_network: Some(false),
-        labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
     }
 }
@@ -46,7 +46,6 @@ fn container(name: &str, attempt: u32, state: ContainerState, exit_code: i32) ->
         image: String::new(),
         image_ref: String::new(),
         image_id: String::new(),
-        labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         log_path: String::new(),
         mounts: Vec::new(),
@@ -269,7 +268,7 @@ fn refused_terminal_and_late_pods_start_nothing() {
     let refused = Case { rejected: true, ..case(one(), vec![], vec![]) };
     assert_eq!(refused.step(), Step::Release);
     let mut ended = case(one(), vec![], vec![]);
-    ended.pod.status.phase = "Succeeded".to_owned();
+    Arc::make_mut(&mut ended.pod.status).phase = "Succeeded".to_owned();
     ended.history.released = true;
     assert_eq!(ended.step(), WAIT);
     let late = case(json!({"activeDeadlineSeconds": 99, "containers": [{"name": "c"}]}), up(), vec![running("c")]);

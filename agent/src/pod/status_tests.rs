@@ -4,6 +4,7 @@
 //! recorded one before it, must give the recorded one again, field by field.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use runtime::cri::ContainerState as Seen;
 use runtime::observe::{ObservedContainer, ObservedSandbox};
@@ -33,7 +34,8 @@ fn pod_of(case: &str, recorded: &Value, transition: &Value) -> Pod {
     pod.metadata.namespace = "rec".to_owned();
     pod.metadata.uid = uid.to_owned();
     let told: PodStatus = serde_json::from_value(transition["status"].clone()).unwrap();
-    for container in pod.spec.init_containers.iter_mut().chain(&mut pod.spec.containers) {
+    let spec = Arc::make_mut(&mut pod.spec);
+    for container in spec.init_containers.iter_mut().chain(&mut spec.containers) {
         for (name, limit) in container.resources.limits.clone() {
             container.resources.requests.entry(name).or_insert(limit);
         }
@@ -46,7 +48,7 @@ fn pod_of(case: &str, recorded: &Value, transition: &Value) -> Pod {
             }
         }
     }
-    pod.status = told;
+    pod.status = Arc::new(told);
     pod
 }
 
@@ -71,7 +73,6 @@ fn instance(status: &ContainerStatus, attempt: u32, end: Option<&Terminated>) ->
         image: status.image.clone(),
         image_ref: status.image_id.clone(),
         image_id: String::new(),
-        labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         log_path: String::new(),
         mounts: Vec::new(),
@@ -98,7 +99,6 @@ fn world(pod: &Pod) -> (ObservedPod, History, Health, i64) {
         created_at: 1,
         ips: status.pod_ips.iter().map(|i| i.ip.clone()).collect(),
         host_network: None,
-        labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
     });
     for told in status.init_container_statuses.iter().chain(&status.container_statuses) {
@@ -175,7 +175,7 @@ fn check_all(cases: &[&str]) {
 
 fn check(case: &str, found: &mut Vec<String>) {
     let recorded = recording(case);
-    let mut before = PodStatus::default();
+    let mut before = Arc::<PodStatus>::default();
     let mut checked = 0;
     for (index, transition) in recorded["transitions"].as_array().unwrap().iter().enumerate() {
         let pod = pod_of(case, &recorded, transition);

@@ -93,7 +93,7 @@ impl Worker {
     fn show(&self, step: &Step) {
         let mut pod = Pod::clone(&self.pod);
         pod.status = self.last.clone();
-        let containers = self.pod.all_containers().map(|c| (c.name.clone(), self.container_view(&c.name))).collect();
+        let containers = self.pod.all_containers().map(|c| (c.name.clone(), Box::new(self.container_view(&c.name)))).collect();
         let view = PodView {
             pod: Arc::new(pod),
             sandbox: self.seen.sandbox().map(|s| s.id.clone()),
@@ -133,7 +133,11 @@ impl Worker {
     }
 
     fn publish(&mut self, status: PodStatus) {
-        if !self.removed && status != self.last {
+        if status == *self.last {
+            return;
+        }
+        let status = Arc::new(status);
+        if !self.removed {
             tracing::debug!(pod = %self.pod.full_name(), phase = %status.phase, ready = status.condition("Ready").is_some_and(|c| c.status == "True"), "status told");
             self.deps().status.publish(&self.pod, status.clone());
         }

@@ -22,7 +22,7 @@ pub struct PodView {
     /// The newest sandbox, ready or not.
     pub sandbox: Option<SandboxId>,
     /// By name: init and regular containers of the spec.
-    pub containers: BTreeMap<String, ContainerView>,
+    pub containers: BTreeMap<String, Box<ContainerView>>,
     /// `<pod-log-dir>/<namespace>_<name>_<uid>`.
     pub log_dir: PathBuf,
     /// The step decided last, for `why`.

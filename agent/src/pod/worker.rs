@@ -67,7 +67,7 @@ pub(super) struct Worker {
     refresh_at: Option<tokio::time::Instant>,
     pub(super) volume_failures: u32,
     pub(super) start_time: Nanos,
-    pub(super) last: PodStatus,
+    pub(super) last: Arc<PodStatus>,
     pub(super) messages: BTreeMap<ContainerId, String>,
     /// Images and environments fetched while the sandbox was made, for the container started next.
     pub(super) images: BTreeMap<String, cri::Image>,
@@ -127,7 +127,8 @@ impl Worker {
     }
 
     /// Runs until nothing of the pod is left. Dropping it anywhere is like the agent dying there.
-    pub(super) async fn run(mut self) -> PodUid {
+    /// Boxed, for a future has room for its argument twice.
+    pub(super) async fn run(mut self: Box<Self>) -> PodUid {
         if let Some(rejection) = self.rejection.clone() {
             self.deps().recorder.pod_event(&self.pod, None, Type::Warning, &rejection.reason, &rejection.message);
         }
@@ -143,6 +144,7 @@ impl Worker {
             let step = decide(&self.facts());
             self.tell(&step);
             if let Step::Wait { until } = step {
+                self.rest();
                 self.wait(until).await;
                 continue;
             }
@@ -150,7 +152,7 @@ impl Worker {
             // Boxed, so that a pod at rest does not hold the room of every step it could take.
             if Box::pin(self.perform(step)).await {
                 self.shared.view.remove(&self.uid);
-                return self.uid;
+                return self.uid.clone();
             }
         }
     }
@@ -240,6 +242,16 @@ impl Worker {
         }
         let seen = &self.seen;
         self.messages.retain(|id, _| seen.containers.iter().any(|c| c.id == *id));
+    }
+
+    /// Keeps only what is needed until something changes: most of its life a pod is at rest.
+    fn rest(&mut self) {
+        // Emptied maps keep a node, and lists of one have room for four.
+        self.images = BTreeMap::new();
+        self.inputs = BTreeMap::new();
+        self.seen.sandboxes.shrink_to_fit();
+        self.seen.containers.shrink_to_fit();
+        self.seen.containers.iter_mut().for_each(|container| container.mounts.shrink_to_fit());
     }
 
     /// Sleeps until something may have changed.

@@ -192,7 +192,7 @@ impl Workers {
         let news = Arc::new(Notify::new());
         let rejected = rejection.is_some();
         let worker = Worker::new(self.shared.clone(), assigned, inbox, news.clone(), seen, rejection);
-        self.tasks.spawn(worker.run());
+        self.tasks.spawn(Box::new(worker).run());
         self.workers.insert(uid, Handle { assigned: sender, news, rejected });
     }
 

@@ -39,13 +39,13 @@ pub struct Container {
     #[serde(skip_serializing_if = "is_default")]
     pub volume_mounts: Vec<VolumeMount>,
     #[serde(skip_serializing_if = "is_default")]
-    pub liveness_probe: Option<Probe>,
+    pub liveness_probe: Option<Box<Probe>>,
     #[serde(skip_serializing_if = "is_default")]
-    pub readiness_probe: Option<Probe>,
+    pub readiness_probe: Option<Box<Probe>>,
     #[serde(skip_serializing_if = "is_default")]
-    pub startup_probe: Option<Probe>,
+    pub startup_probe: Option<Box<Probe>>,
     #[serde(skip_serializing_if = "is_default")]
-    pub lifecycle: Option<Lifecycle>,
+    pub lifecycle: Option<Box<Lifecycle>>,
     /// In the container; `/dev/termination-log` when empty.
     #[serde(skip_serializing_if = "is_default")]
     pub termination_message_path: String,
@@ -53,7 +53,7 @@ pub struct Container {
     #[serde(skip_serializing_if = "is_default")]
     pub termination_message_policy: String,
     #[serde(skip_serializing_if = "is_default")]
-    pub security_context: Option<SecurityContext>,
+    pub security_context: Option<Box<SecurityContext>>,
     #[serde(skip_serializing_if = "is_default")]
     pub stdin: bool,
     #[serde(skip_serializing_if = "is_default")]

@@ -92,7 +92,7 @@ pub(super) fn sandbox(pod: &Pod) -> cri::LinuxSandboxSecurityContext {
 /// Security context of a container.
 pub(super) fn container(pod: &Pod, container: &Container, image_user: &ImageUser, seccomp_dir: &str) -> cri::LinuxContainerSecurityContext {
     let empty = SecurityContext::default();
-    let own = container.security_context.as_ref().unwrap_or(&empty);
+    let own = container.security_context.as_deref().unwrap_or(&empty);
     let of_pod = pod.spec.security_context.as_ref();
     let privileged = own.privileged == Some(true);
     let user = run_as_user(pod, container);
