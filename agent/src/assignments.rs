@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use runtime::ids::PodUid;
 use tokio::sync::watch;
@@ -9,6 +10,9 @@ use tokio::sync::watch;
 use crate::api::Client;
 use crate::api::pod::Pod;
 use crate::api::watch::{Change, query_escape};
+
+/// So long without news the memory of a burst is given back.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Pods by UID.
 pub type Pods = BTreeMap<PodUid, Arc<Pod>>;
@@ -45,11 +49,22 @@ impl Assignments {
 pub async fn run(client: Client, node_name: String, publish: watch::Sender<Assignments>) {
     let selector = format!("fieldSelector=spec.nodeName%3D{}", query_escape(&node_name));
     let mut watch = client.watch::<Pod>("/api/v1/pods", &selector);
+    let (settled, changes) = watch::channel(());
+    crate::task::spawn(trim_when_quiet(changes));
     loop {
         let change = watch.next().await;
         publish.send_modify(|current| {
             *current = Assignments::Known(Arc::new(after(current, change)));
         });
+        settled.send_replace(());
+    }
+}
+
+/// The end of a pod's start is news of it as well: some quiet after it, what the starts needed goes back to the kernel.
+async fn trim_when_quiet(mut changes: watch::Receiver<()>) {
+    while changes.changed().await.is_ok() {
+        while tokio::time::timeout(QUIET, changes.changed()).await.is_ok_and(|changed| changed.is_ok()) {}
+        crate::memory::trim();
     }
 }
 
@@ -60,9 +75,9 @@ fn after(current: &mut Assignments, change: Change<Pod>) -> Pods {
         Assignments::Unknown | Assignments::Remembered(_) => Pods::new(),
     };
     match change {
-        Change::Replaced(all) => all.into_iter().map(|pod| (pod.uid(), Arc::new(pod))).collect(),
+        Change::Replaced(all) => all.into_iter().map(|pod| (pod.uid(), Arc::new(pod.compact()))).collect(),
         Change::Applied(pod) => {
-            pods.insert(pod.uid(), Arc::new(pod));
+            pods.insert(pod.uid(), Arc::new(pod.compact()));
             pods
         }
         Change::Deleted(pod) => {
