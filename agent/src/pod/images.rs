@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::api::core::Secret;
 use crate::api::pod::Pod;
 use crate::objects::Objects;
+use crate::registries::Logins;
 
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +40,10 @@ pub fn with_tag(image: &str) -> Result<String, String> {
         _ => (rest, None),
     };
     if path.chars().any(|c| c.is_ascii_uppercase()) {
-        return Err(failed(format!(": repository name ({path}) must be lowercase")));
+        // The reference as Docker completes it, up to the first colon.
+        let path = path.split(':').next().unwrap_or(path);
+        let library = if domain.is_none() && !rest.contains('/') { "library/" } else { "" };
+        return Err(failed(format!(": repository name ({library}{path}) must be lowercase")));
     }
     let component = |part: &str| {
         let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -102,7 +106,7 @@ struct DockerConfig {
 
 /// Credentials of the pod's pull secrets that fit `image`, most specific first, then none at all. The second list names
 /// secrets that could not be had.
-pub async fn credentials(objects: &Objects, pod: &Pod, image: &str) -> (Vec<Option<AuthConfig>>, Vec<String>) {
+pub async fn credentials(objects: &Objects, registries: &Logins, pod: &Pod, image: &str) -> (Vec<Option<AuthConfig>>, Vec<String>) {
     let mut logins = Vec::new();
     let mut missing = Vec::new();
     for wanted in &pod.spec.image_pull_secrets {
@@ -112,6 +116,10 @@ pub async fn credentials(objects: &Objects, pod: &Pod, image: &str) -> (Vec<Opti
         }
     }
     let mut fitting: Vec<Option<AuthConfig>> = matching(logins, image).into_iter().map(Some).collect();
+    if fitting.is_empty() {
+        // As K3s: what the machine knows of registries counts where the pod brings nothing.
+        fitting.extend(registries.of(&location(image).0).into_iter().map(Some));
+    }
     if fitting.is_empty() {
         fitting.push(None);
     }
@@ -193,6 +201,7 @@ mod tests {
         // The first text is that of the recording image-bad-name.
         let table = [
             ("UPPER/Case:1", ": repository name (Case) must be lowercase"),
+            ("Not:A:Name", ": repository name (library/Not) must be lowercase"),
             ("a b", ""),
             ("", ""),
             ("x:", ""),

@@ -50,6 +50,15 @@ pub(crate) struct Image {
     pub(crate) size: i64,
 }
 
+impl Image {
+    /// `registry/path@sha256:…`
+    pub(crate) fn by_digest(&self) -> String {
+        let path = self.name.split('@').next().unwrap_or_default();
+        let path = path.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(path, |(path, _)| path);
+        format!("{path}@{}", self.digest)
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {

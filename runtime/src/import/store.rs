@@ -127,8 +127,14 @@ impl Store {
         }
     }
 
-    /// Gives an image its name, moving the name if it stood for other content.
+    /// Gives an image its name, moving the name if it stood for other content, and the name with its digest, by which CRI
+    /// tells what a container runs.
     pub(crate) async fn name(&self, image: &Image, pinned: bool) -> Result<()> {
+        self.name_one(&Image { name: image.by_digest(), ..image.clone() }, pinned).await?;
+        self.name_one(image, pinned).await
+    }
+
+    async fn name_one(&self, image: &Image, pinned: bool) -> Result<()> {
         let mut labels = HashMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
         if pinned {
             labels.insert("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());

@@ -77,6 +77,13 @@ fn show_retry(facts: &Facts<'_>, container: &Container, newest: &ObservedContain
     }
     let back_off = facts.history.restart_wait(container, newest.finished_at, facts.now);
     if back_off.is_none() && facts.history.failure(&container.name).is_none() {
+        // The wait is over and the start under way: until it succeeds or fails nothing else is told.
+        let told = facts.before.container(&container.name).filter(|b| b.restart_count == status.restart_count);
+        let told = told.and_then(|b| b.state.waiting.as_ref()).filter(|w| w.reason == reasons::CRASH_LOOP_BACK_OFF);
+        if let Some(told) = told {
+            status.last_state = std::mem::take(&mut status.state);
+            status.state.waiting = Some(told.clone());
+        }
         return;
     }
     status.last_state = std::mem::take(&mut status.state);

@@ -15,7 +15,7 @@ use super::history::History;
 use super::probes::Health;
 use super::time::{self, Nanos};
 use super::{reasons, resources};
-use crate::api::pod::{Ip, Pod, PodStatus, ResourceList, ResourceStatus};
+use crate::api::pod::{Ip, Pod, PodStatus, ResourceStatus};
 
 /// What a status is derived from.
 #[derive(Clone, Copy)]
@@ -114,17 +114,9 @@ pub fn derive(facts: &Facts<'_>) -> PodStatus {
         init_container_statuses: init,
         container_statuses: regular,
         qos_class: resources::qos(pod).as_str().to_owned(),
-        allocated_resources: compute_only(resources::pod_requests(pod)),
-        resources: Some(ResourceStatus {
-            limits: compute_only(resources::pod_limits(pod)),
-            requests: compute_only(resources::pod_requests(pod)),
-        }),
+        allocated_resources: resources::pod_requests(pod),
+        resources: Some(ResourceStatus { limits: resources::pod_limits(pod), requests: resources::pod_requests(pod) }),
     }
-}
-
-fn compute_only(mut list: ResourceList) -> ResourceList {
-    list.retain(|name, _| name == "cpu" || name == "memory" || name.starts_with("hugepages-"));
-    list
 }
 
 /// Addresses of the newest ready sandbox, else those known before: they outlive the sandbox.
