@@ -14,8 +14,8 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tunnel::allow::{Allow, EgressMode, Rules};
-use tunnel::link::{LinkState, LinksOptions, TcpDial};
-use tunnel::session::Timing;
+use tunnel::link::{LinkState, LinksOptions, TcpDial, TlsConnect};
+use tunnel::traffic::Proof;
 
 use crate::api::client::Settings;
 use crate::api::servers::Servers;
@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::control::{self, Live};
 use crate::events::Recorder;
 use crate::heartbeat::Heartbeat;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, Wire};
 use crate::objects::{Known, Objects};
 use crate::pod::{self, NodeFacts, Workers};
 use crate::{images_preload, kubelet, ledger, network_sync, node, qos, status_writer};
@@ -50,10 +50,14 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     let config = Arc::new(config);
 
     // Whom we talk to, and as whom.
-    let client =
-        Client::new(Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.node_tls.subscribe()), Settings::default());
+    let wire = Wire::default();
+    let client = Client::new(
+        Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.node_tls.subscribe()).counted(Arc::clone(&wire.api)),
+        Settings::default(),
+    );
     let controller = Client::new(
-        Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.controller_tls.subscribe()),
+        Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.controller_tls.subscribe())
+            .counted(Arc::clone(&wire.controller)),
         Settings::default(),
     );
 
@@ -108,6 +112,9 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
 
     // The sacred thread: lease and tunnel links.
     let link_states = watch::Sender::new(BTreeMap::<tunnel::ServerAddr, LinkState>::new());
+    let proofs = watch::Sender::new(BTreeMap::new());
+    metrics.collect(Box::new(metrics::Links { states: link_states.subscribe(), proofs: proofs.subscribe(), wire: wire.clone() }));
+    tracing::info!(liveness = %config.liveness, "liveness");
     let node_uid = watch::Sender::new(String::new());
     let heartbeat = Heartbeat {
         node_name: config.node_name.clone(),
@@ -116,7 +123,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         servers: cluster.servers.subscribe(),
         tls: cluster.node_tls.subscribe(),
         links: LinksOptions {
-            tls: cluster.tunnel_tls.subscribe(),
+            connect: Arc::new(TlsConnect { tls: cluster.tunnel_tls.subscribe(), traffic: Arc::clone(&wire.tunnel) }),
             dial: Arc::new(TcpDial { kubelet: Some(kubelet_addr) }),
             allow: Allow::fixed(Rules {
                 mode: EgressMode::parse(&cluster.identity.config.egress_selector_mode),
@@ -126,11 +133,14 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
                 ..Rules::default()
             }),
             states: link_states.clone(),
+            proofs: proofs.clone(),
             stop: stop.clone(),
             local: tokio::runtime::Handle::current(),
-            timing: Timing::default(),
+            timing: config.liveness.timing(),
         },
         metrics: Arc::clone(&metrics),
+        traffic: Arc::clone(&wire.lease),
+        lease_every: config.liveness.lease_every,
         stop: stop.clone(),
     };
     let heartbeat = heartbeat.start()?;
@@ -180,8 +190,10 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         ready,
         links: Box::new({
             let states = link_states.subscribe();
-            move || links(&states.borrow())
+            let proofs = proofs.subscribe();
+            move || links(&states.borrow(), &proofs.borrow())
         }),
+        liveness: config.liveness.to_string(),
         runtime: format!("containerd at {}", runtime.client.socket().display()),
         governor: "static: reservations are enforced, the control loop is not part of this version".to_owned(),
         pod_tree: Arc::clone(&machine.pod_tree),
@@ -289,12 +301,18 @@ pub(crate) async fn follow_links(
     }
 }
 
-fn links(states: &BTreeMap<tunnel::ServerAddr, LinkState>) -> Vec<control::Link> {
+fn links(states: &BTreeMap<tunnel::ServerAddr, LinkState>, proofs: &BTreeMap<tunnel::ServerAddr, Arc<Proof>>) -> Vec<control::Link> {
     let say = |state: &LinkState| match state {
         LinkState::Connecting => "connecting".to_owned(),
         LinkState::Connected => "connected".to_owned(),
         LinkState::Waiting { error, retry_in } => format!("{error}; next attempt in {} s", retry_in.as_secs()),
         LinkState::Stopped => "stopped".to_owned(),
     };
-    states.iter().map(|(server, state)| control::Link { server: server.to_string(), state: say(state) }).collect()
+    let age = |server| proofs.get(server).and_then(|proof| proof.age(Instant::now())).map(|age| age.as_secs());
+    let line = |(server, state)| control::Link {
+        server: tunnel::ServerAddr::to_string(server),
+        state: say(state),
+        last_proof_seconds: age(server),
+    };
+    states.iter().map(line).collect()
 }

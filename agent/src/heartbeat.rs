@@ -16,21 +16,21 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 use tunnel::ServerAddr;
 use tunnel::link::{LinksOptions, run_links};
+use tunnel::traffic::Traffic;
 
 use crate::api::client::Settings;
 use crate::api::servers::Servers;
 use crate::api::{Client, Error};
 use crate::clock;
+use crate::config::LEASE;
 use crate::metrics::{LeaseFailure, Metrics};
 
-/// Between renewals.
-const EVERY: Duration = Duration::from_secs(10);
 /// After a failed one.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The watchdog is fed at least this often.
+const FEED: Duration = Duration::from_secs(8);
 /// One renewal, dial included.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long the lease counts without renewal.
-const LEASE_SECONDS: u32 = 40;
 
 /// What the thread works with; nothing in it blocks.
 pub struct Heartbeat {
@@ -44,6 +44,10 @@ pub struct Heartbeat {
     pub tls: watch::Receiver<Arc<ClientConfig>>,
     pub links: LinksOptions,
     pub metrics: Arc<Metrics>,
+    /// Counts the bytes of the lease's connection.
+    pub traffic: Arc<Traffic>,
+    /// Between renewals of the lease.
+    pub lease_every: Duration,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -66,11 +70,12 @@ impl Heartbeat {
     async fn run(self) {
         let mut stop = self.stop.clone();
         let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf,application/json" };
-        let client = Client::new(Servers::new(&self.configured, self.servers.clone(), self.tls.clone()), settings);
+        let client = Client::new(Servers::new(&self.configured, self.servers.clone(), self.tls.clone()).counted(self.traffic), settings);
         // A server whose tunnel is lost is no place to renew the lease.
         let health = crate::app::follow_links(self.links.states.subscribe(), None, vec![client.clone()]);
         let links = run_links(self.servers, self.links);
-        let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, slimmed: false };
+        let lease =
+            Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, every: self.lease_every, slimmed: false };
         tokio::select! {
             () = async { tokio::join!(links, lease.keep(), health); } => {}
             _ = stop.wait_for(|stop| *stop) => {}
@@ -83,6 +88,7 @@ struct Lease {
     name: String,
     uid: watch::Receiver<String>,
     metrics: Arc<Metrics>,
+    every: Duration,
     /// The server was told to stop recording who set which field of this lease: it would send 257 bytes of that back
     /// with every renewal, 2.2 MB a day. Once told, a real apiserver keeps to it.
     slimmed: bool,
@@ -102,7 +108,7 @@ impl Lease {
                     }
                     failures = 0;
                     self.metrics.lease_renewed(began.elapsed());
-                    EVERY.saturating_sub(began.elapsed())
+                    self.every.saturating_sub(began.elapsed())
                 }
                 Err(error) => {
                     failures += 1;
@@ -121,7 +127,13 @@ impl Lease {
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             }
             let planned = Instant::now() + wait;
-            tokio::time::sleep(wait).await;
+            while let Some(rest) = planned.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
+                // systemd waits 20 s, a metered node that long between renewals.
+                tokio::time::sleep(rest.min(FEED)).await;
+                if watchdog && rest > FEED {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
+            }
             self.metrics.heartbeat_lag(planned.elapsed());
         }
     }
@@ -158,7 +170,7 @@ impl Lease {
                 "namespace": "kube-node-lease",
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": self.name, "uid": uid}],
             },
-            "spec": {"holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now},
+            "spec": {"holderIdentity": self.name, "leaseDurationSeconds": LEASE.as_secs(), "renewTime": now},
         });
         let path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
         let bytes = Bytes::from(body.to_string());

@@ -58,7 +58,7 @@ impl Sessions {
                 }
             };
             let id = this.next.fetch_add(1, Ordering::Relaxed);
-            let session = serve(TokioIo::new(upgraded), Timing::default());
+            let session = serve(TokioIo::new(upgraded), Timing::server());
             this.lock().entry(node.clone()).or_default().push(Entry { id, session: session.clone() });
             info!(node, session = id, "tunnel connected");
             session.ended().await;

@@ -2,14 +2,16 @@
 //! no lock; the writer is polled beside the reader so that neither waits for the other.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,9 +24,10 @@ use crate::allow::Allow;
 use crate::backoff::random_u64;
 use crate::connection::{self, Handle, Local, Port, Reports};
 use crate::error::{Error, Result};
-use crate::link::Dial;
+use crate::link::{BoxFuture, Dial};
 use crate::message::{ConnId, Message};
-use crate::session::{Action, Role, Session, Timing};
+use crate::session::{Action, NOBODY, Role, Session, Timing};
+use crate::traffic::Proof;
 
 /// Local messages that wait for the session, all connections together.
 const LOCAL_QUEUE: usize = 16;
@@ -32,8 +35,11 @@ const LOCAL_QUEUE: usize = 16;
 const QUEUE_SOFT: usize = 16;
 /// More frames than this wait: the peer makes us answer and does not read the answers.
 const QUEUE_HARD: usize = 8192;
-/// Frames between the session's loop and the socket.
-const WRITER_QUEUE: usize = 8;
+/// Frames between the session's loop and the socket. Few: a question about life waits behind them.
+const WRITER_QUEUE: usize = 2;
+
+/// How long connections may keep a retired session. A scraper keeps one for ever.
+const RETIRE_LIMIT: Duration = Duration::from_secs(300);
 
 /// One counter for all sessions of a process, from a random start; receivers ignore it.
 static MESSAGE_ID: LazyLock<AtomicI64> = LazyLock::new(|| AtomicI64::new((random_u64() >> 2) as i64));
@@ -67,25 +73,50 @@ pub(crate) struct Driver {
     pub(crate) requests: mpsc::Receiver<OpenRequest>,
     /// `true`, or no sender left: close and return.
     pub(crate) stop: watch::Receiver<bool>,
+    /// Resolves when the session shall end as soon as it has no connections.
+    pub(crate) retire: BoxFuture<()>,
+    /// Told of every message.
+    pub(crate) proof: Arc<Proof>,
+}
+
+/// How a session ended that was not broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Told to stop.
+    Stopped,
+    /// Retired and without connections.
+    Retired,
+}
+
+/// What the loop woke for.
+enum Event {
+    /// A frame was handed to the writer, or there is nothing to do.
+    None,
+    Frame(Frame),
+    Local(Local),
+    Drained(ConnId, usize),
+    Open(OpenRequest),
+    Stop,
 }
 
 impl Driver {
-    /// Runs until the session ends; `Ok` only when stopped.
-    pub(crate) async fn run<S>(self, socket: WebSocketStream<S>) -> Result<()>
+    /// Runs until the session ends.
+    pub(crate) async fn run<S>(self, socket: WebSocketStream<S>) -> Result<Ended>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (sink, stream) = socket.split();
         let (frames, waiting) = mpsc::channel(WRITER_QUEUE);
         let write_limit = self.timing.write_limit;
+        let moved = Moved::default();
         // Reader and writer are two futures of one task: dropping either closes the socket for both.
         tokio::select! {
-            result = write_frames(sink, waiting, write_limit) => result,
-            result = self.read_frames(stream, frames) => result,
+            result = write_frames(sink, waiting, write_limit, &moved) => result,
+            result = self.read_frames(stream, frames, &moved) => result,
         }
     }
 
-    async fn read_frames<T>(mut self, mut stream: T, frames: mpsc::Sender<Frame>) -> Result<()>
+    async fn read_frames<T>(mut self, mut stream: T, frames: mpsc::Sender<Frame>, moved: &Moved) -> Result<Ended>
     where
         T: Stream<Item = std::result::Result<Frame, WsError>> + Unpin,
     {
@@ -100,62 +131,131 @@ impl Driver {
             queue: VecDeque::new(),
         };
         let mut requests_open = true;
+        // From when a retired session ends whatever it carries.
+        let mut retire_by: Option<tokio::time::Instant> = None;
         let mut out = Vec::new();
         loop {
             let deadline = tokio::time::Instant::from_std(work.session.deadline());
             let room = work.queue.len() < QUEUE_SOFT;
             // Every branch is cancel-safe: channels and streams keep what was not taken.
-            tokio::select! {
+            let event = tokio::select! {
                 permit = frames.reserve(), if !work.queue.is_empty() => {
                     let permit = permit.map_err(|_| Error::Closed)?;
                     if let Some(frame) = work.queue.pop_front() {
                         permit.send(frame);
                     }
+                    Event::None
                 }
-                frame = stream.next() => {
-                    let frame = frame.ok_or(Error::Closed)?.map_err(socket_error)?;
-                    let now = now();
-                    work.session.heard(now);
-                    match frame {
-                        Frame::Binary(bytes) => work.session.receive(now, bytes, &mut out)?,
-                        // Answered by the library; nothing else to do.
-                        Frame::Ping(_) | Frame::Pong(_) => {}
-                        Frame::Close(_) => return Err(Error::Closed),
-                        Frame::Text(_) | Frame::Frame(_) => {
-                            return Err(Error::Protocol { reason: "text message".to_owned() });
-                        }
-                    }
-                }
-                local = locals.recv(), if room => match local {
-                    Some(Local::Data(conn, data)) => work.session.local_data(conn, data, &mut out),
-                    Some(Local::End(conn, reason)) => work.session.local_end(conn, &reason, &mut out),
-                    None => {}
-                },
-                drained = drains.recv() => if let Some((conn, bytes)) = drained {
-                    work.session.drained(conn, bytes, &mut out);
-                },
+                frame = stream.next() => Event::Frame(frame.ok_or(Error::Closed)?.map_err(socket_error)?),
+                local = locals.recv(), if room => local.map_or(Event::None, Event::Local),
+                drained = drains.recv() => drained.map_or(Event::None, |(conn, bytes)| Event::Drained(conn, bytes)),
                 request = self.requests.recv(), if room && requests_open => match request {
-                    Some(request) => work.open(request, &mut out),
-                    None => requests_open = false,
+                    Some(request) => Event::Open(request),
+                    None => {
+                        requests_open = false;
+                        Event::None
+                    }
                 },
-                () = tokio::time::sleep_until(deadline) => work.session.tick(now(), &mut out)?,
-                () = stopped(&mut self.stop) => {
-                    // The server forgets the session at once when it sees a Close; the writer then ends the run.
-                    let close = async {
-                        let _ = frames.send(Frame::Close(None)).await;
-                        while let Some(Ok(_)) = stream.next().await {}
-                    };
-                    let _ = timeout(Duration::from_secs(1), close).await;
-                    return Ok(());
+                // What the peer said while this process was held up counts before its silence does.
+                () = tokio::time::sleep_until(deadline) => match stream.next().now_or_never() {
+                    Some(frame) => Event::Frame(frame.ok_or(Error::Closed)?.map_err(socket_error)?),
+                    None => Event::None,
+                },
+                () = &mut self.retire, if retire_by.is_none() => {
+                    retire_by = Some(tokio::time::Instant::now() + RETIRE_LIMIT);
+                    Event::None
                 }
+                () = tokio::time::sleep_until(retire_by.unwrap_or(deadline)), if retire_by.is_some() => Event::None,
+                () = stopped(&mut self.stop) => Event::Stop,
+            };
+            let now = now();
+            match event {
+                Event::None => {}
+                Event::Frame(Frame::Binary(bytes)) => {
+                    self.proof.given(now);
+                    work.session.receive(now, bytes, &mut out)?;
+                }
+                // Answered by the library; nothing else to do.
+                Event::Frame(Frame::Ping(_) | Frame::Pong(_)) => work.session.heard(now),
+                Event::Frame(Frame::Close(_)) => return Err(Error::Closed),
+                Event::Frame(Frame::Text(_) | Frame::Frame(_)) => {
+                    return Err(Error::Protocol { reason: "text message".to_owned() });
+                }
+                Event::Local(Local::Data(conn, data)) => work.session.local_data(conn, data, &mut out),
+                Event::Local(Local::End(conn, reason)) => work.session.local_end(conn, &reason, &mut out),
+                Event::Drained(conn, bytes) => work.session.drained(conn, bytes, &mut out),
+                Event::Open(request) => work.open(request, &mut out),
+                Event::Stop => {
+                    close(&frames, &mut stream).await;
+                    return Ok(Ended::Stopped);
+                }
+            }
+            if let Some(at) = moved.at() {
+                work.session.moved(at);
+            }
+            if now >= work.session.deadline() {
+                work.session.tick(now, &mut out)?;
             }
             for action in out.drain(..) {
                 work.act(action);
+            }
+            let over = |by: tokio::time::Instant| work.session.is_idle() && work.queue.is_empty() || by.into_std() <= now;
+            if retire_by.is_some_and(over) {
+                close(&frames, &mut stream).await;
+                return Ok(Ended::Retired);
             }
             if work.queue.len() > QUEUE_HARD {
                 return Err(Error::Protocol { reason: "it does not read what it asks for".to_owned() });
             }
         }
+    }
+}
+
+/// The server forgets the session at once when it sees a Close; the writer then ends the run.
+async fn close<T>(frames: &mpsc::Sender<Frame>, stream: &mut T)
+where
+    T: Stream<Item = std::result::Result<Frame, WsError>> + Unpin,
+{
+    let close = async {
+        let _ = frames.send(Frame::Close(None)).await;
+        while let Some(Ok(_)) = stream.next().await {}
+    };
+    let _ = timeout(Duration::from_secs(1), close).await;
+}
+
+/// When the socket last took bytes that it had refused before.
+struct Moved {
+    base: Instant,
+    millis: AtomicU64,
+}
+
+impl Default for Moved {
+    fn default() -> Moved {
+        Moved { base: now(), millis: AtomicU64::new(0) }
+    }
+}
+
+impl Moved {
+    fn at(&self) -> Option<Instant> {
+        let millis = self.millis.load(Ordering::Relaxed);
+        (millis > 0).then(|| self.base + Duration::from_millis(millis))
+    }
+
+    /// Runs one write; notes whether it had to wait and then went through.
+    async fn watch<F: Future>(&self, write: F) -> F::Output {
+        let mut write = pin!(write);
+        let mut waited = false;
+        let result = std::future::poll_fn(|cx| {
+            let polled = write.as_mut().poll(cx);
+            waited |= polled.is_pending();
+            polled
+        })
+        .await;
+        if waited {
+            let millis = now().saturating_duration_since(self.base).as_millis();
+            self.millis.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        result
     }
 }
 
@@ -174,6 +274,8 @@ impl Work {
             Action::Send(message) => self.send(&message),
             // Ahead of data, so that a full queue delays no sign of life.
             Action::Ping => self.queue.push_front(Frame::Ping(Bytes::new())),
+            // The counter, which nobody reads, is as short as can be: this is most of what an idle link says.
+            Action::Probe => self.queue.push_front(Frame::Binary(Message::Data(NOBODY, Bytes::new()).encode(0))),
             Action::Deliver(conn, data) => {
                 if let Some(handle) = self.handles.get(&conn) {
                     handle.deliver(data);
@@ -234,7 +336,7 @@ impl Work {
     }
 }
 
-async fn write_frames<K>(mut sink: K, mut frames: mpsc::Receiver<Frame>, limit: Duration) -> Result<()>
+async fn write_frames<K>(mut sink: K, mut frames: mpsc::Receiver<Frame>, limit: Duration, moved: &Moved) -> Result<Ended>
 where
     K: Sink<Frame, Error = WsError> + Unpin,
 {
@@ -242,10 +344,10 @@ where
     while let Some(frame) = frames.recv().await {
         let mut next = Some(frame);
         while let Some(frame) = next {
-            timeout(limit, sink.feed(frame)).await.map_err(too_slow)?.map_err(socket_error)?;
+            timeout(limit, moved.watch(sink.feed(frame))).await.map_err(too_slow)?.map_err(socket_error)?;
             next = frames.try_recv().ok();
         }
-        timeout(limit, sink.flush()).await.map_err(too_slow)?.map_err(socket_error)?;
+        timeout(limit, moved.watch(sink.flush())).await.map_err(too_slow)?.map_err(socket_error)?;
     }
     // The reader is gone; it decides how the run ends.
     std::future::pending().await
@@ -263,7 +365,7 @@ fn socket_error(error: WsError) -> Error {
 }
 
 /// Tokio's clock, so that tests can pause it.
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 

@@ -233,8 +233,8 @@ pub enum Error {
         reason: String,
     },
 
-    /// No pong in time: the peer or the way to it is dead.
-    #[error("no pong for {} s, the link counts as dead", after.as_secs())]
+    /// No sign of life in time: the peer or the way to it is dead.
+    #[error("no answer for {} s, the link counts as dead", after.as_secs())]
     Silent {
         /// How long nothing came.
         after: Duration,

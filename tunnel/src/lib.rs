@@ -28,6 +28,7 @@ mod http;
 pub mod identity;
 pub mod keys;
 pub mod link;
+mod liveness;
 pub mod message;
 pub mod password;
 pub mod pem;
@@ -39,6 +40,7 @@ pub mod supervisor;
 mod testing;
 pub mod tls;
 pub mod token;
+pub mod traffic;
 
 pub use addr::ServerAddr;
 pub use cahash::ca_hash;

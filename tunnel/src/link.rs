@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
@@ -24,9 +25,10 @@ use tracing::Instrument;
 use crate::addr::ServerAddr;
 use crate::allow::Allow;
 use crate::backoff::{Backoff, jitter};
-use crate::driver::{Driver, session, stopped, web_socket_config};
+use crate::driver::{Driver, Ended, now, session, stopped, web_socket_config};
 use crate::error::{Error, Result};
 use crate::session::{Role, Timing};
+use crate::traffic::{Counted, Proof, Traffic};
 use crate::{dial, status, tls};
 
 /// Where the tunnel lives on a server.
@@ -41,8 +43,54 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Reaches the local address a server asked for.
 pub trait Dial: Send + Sync {
-    /// Opens a TCP connection to `address`, e.g. `127.0.0.1:10250`, which [`Allow`] has permitted.
-    fn dial(&self, address: &str) -> BoxFuture<io::Result<TcpStream>>;
+    /// Opens a connection to `address`, e.g. `127.0.0.1:10250`, which [`Allow`] has permitted.
+    fn dial(&self, address: &str) -> BoxFuture<io::Result<BoxStream>>;
+}
+
+/// Bytes both ways.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
+
+/// A boxed stream, for traits.
+pub type BoxStream = Box<dyn ByteStream>;
+
+/// Reaches a server.
+pub trait Connect: Send + Sync {
+    /// A stream to the server, on which the upgrade can be asked for.
+    fn connect(&self, server: &ServerAddr) -> BoxFuture<Result<BoxStream>>;
+
+    /// Resolves when a link made before shall be replaced because the node shows itself differently now.
+    fn renewed(&self) -> BoxFuture<()>;
+}
+
+/// TCP and TLS, as in use.
+#[derive(Debug, Clone)]
+pub struct TlsConnect {
+    /// TLS with the client-kubelet identity; the current one is used at each attempt.
+    pub tls: watch::Receiver<Arc<ClientConfig>>,
+    /// Counts the bytes of all links.
+    pub traffic: Arc<Traffic>,
+}
+
+impl Connect for TlsConnect {
+    fn connect(&self, server: &ServerAddr) -> BoxFuture<Result<BoxStream>> {
+        let (server, config, traffic) = (server.clone(), self.tls.borrow().clone(), self.traffic.clone());
+        Box::pin(async move {
+            let stream = tls_over(&server, config, |tcp| Counted::new(tcp, traffic)).await?;
+            Ok(Box::new(stream) as BoxStream)
+        })
+    }
+
+    fn renewed(&self) -> BoxFuture<()> {
+        let mut tls = self.tls.clone();
+        tls.mark_unchanged();
+        Box::pin(async move {
+            if tls.changed().await.is_err() {
+                std::future::pending().await
+            }
+        })
+    }
 }
 
 /// Dials as asked, except that the loopback address with the kubelet's port leads to where the kubelet listens.
@@ -53,7 +101,7 @@ pub struct TcpDial {
 }
 
 impl Dial for TcpDial {
-    fn dial(&self, address: &str) -> BoxFuture<io::Result<TcpStream>> {
+    fn dial(&self, address: &str) -> BoxFuture<io::Result<BoxStream>> {
         let asked = address.parse::<SocketAddr>();
         let kubelet = self.kubelet.filter(|k| !k.ip().is_unspecified());
         Box::pin(async move {
@@ -64,7 +112,7 @@ impl Dial for TcpDial {
             };
             let stream = TcpStream::connect(target).await?;
             stream.set_nodelay(true)?;
-            Ok(stream)
+            Ok(Box::new(stream) as BoxStream)
         })
     }
 }
@@ -104,14 +152,16 @@ impl LinkState {
 pub struct LinkOptions {
     /// The server's own address, not a load balancer's.
     pub server: ServerAddr,
-    /// TLS with the client-kubelet identity; the current one is used at each attempt.
-    pub tls: watch::Receiver<Arc<ClientConfig>>,
+    /// Reaches the server. A renewed identity closes the session once it has no connections, and opens the next with it.
+    pub connect: Arc<dyn Connect>,
     /// Reaches local addresses.
     pub dial: Arc<dyn Dial>,
     /// What the server may reach.
     pub allow: Allow,
     /// Told of each change.
     pub state: watch::Sender<LinkState>,
+    /// Told of each sign of life.
+    pub proof: Arc<Proof>,
     /// `true`, or no sender left: close and return.
     pub stop: watch::Receiver<bool>,
     /// Where local dials and copies run; the socket's loop runs where [`run`] is polled.
@@ -129,13 +179,21 @@ pub async fn run(opts: LinkOptions) {
         opts.state.send_replace(LinkState::Connecting);
         let started = Instant::now();
         let attempt = attempt(&opts).instrument(tracing::info_span!("link", server = %opts.server));
-        let error = tokio::select! {
+        let ended = tokio::select! {
             // Has its own watch on `stop` once the session is up, to close it in order.
-            result = attempt => result.err(),
-            () = stopped_before_connect(&opts) => None,
+            result = attempt => result,
+            () = stopped_before_connect(&opts) => Ok(Ended::Stopped),
         };
-        let Some(error) = error.filter(|_| !is_stopped(&stop)) else {
+        if is_stopped(&stop) {
             break;
+        }
+        let error = match ended {
+            Ok(Ended::Stopped) => break,
+            Ok(Ended::Retired) => {
+                tracing::info!(server = %opts.server, "tunnel link reopens with the renewed identity");
+                continue;
+            }
+            Err(error) => error,
         };
         let retry_in = backoff.next(started.elapsed(), jitter());
         let error = chain(&error);
@@ -180,11 +238,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn attempt(opts: &LinkOptions) -> Result<()> {
-    let config = opts.tls.borrow().clone();
+async fn attempt(opts: &LinkOptions) -> Result<Ended> {
     let late = || Error::Unreachable { server: opts.server.clone(), source: io::Error::from(io::ErrorKind::TimedOut) };
-    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, config)).await.map_err(|_| late())??;
+    let retire = opts.connect.renewed();
+    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, &*opts.connect)).await.map_err(|_| late())??;
     tracing::info!("tunnel link up");
+    opts.proof.given(now());
     // Requests only come to the server's end.
     let (_, requests) = mpsc::channel(1);
     let driver = Driver {
@@ -194,15 +253,17 @@ async fn attempt(opts: &LinkOptions) -> Result<()> {
         local: opts.local.clone(),
         requests,
         stop: opts.stop.clone(),
+        retire,
+        proof: opts.proof.clone(),
     };
     opts.state.send_replace(LinkState::Connected);
     driver.run(socket).await
 }
 
-/// One WebSocket to `server`, with the identity in `config` and no `Authorization`: a token would win over the
-/// certificate and give 403 (k3s-agent.md 4.2).
-async fn connect(server: &ServerAddr, config: Arc<ClientConfig>) -> Result<WebSocketStream<TlsStream<TcpStream>>> {
-    let stream = tls_connect(server, config).await?;
+/// One WebSocket to `server`, with the node's identity and no `Authorization`: a token would win over the certificate
+/// and give 403 (k3s-agent.md 4.2).
+async fn connect(server: &ServerAddr, connect: &dyn Connect) -> Result<WebSocketStream<BoxStream>> {
+    let stream = connect.connect(server).await?;
     let uri = format!("wss://{server}{CONNECT_PATH}");
     match client_async_with_config(uri, stream, Some(web_socket_config())).await {
         Ok((socket, _)) => Ok(socket),
@@ -218,27 +279,36 @@ async fn connect(server: &ServerAddr, config: Arc<ClientConfig>) -> Result<WebSo
 
 /// TCP and TLS for HTTP/1.1 whatever ALPN list `config` has for other uses.
 pub(crate) async fn tls_connect(server: &ServerAddr, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
-    let mut config = config;
+    tls_over(server, config, |tcp| tcp).await
+}
+
+async fn tls_over<S: ByteStream>(
+    server: &ServerAddr,
+    mut config: Arc<ClientConfig>,
+    wrap: impl FnOnce(TcpStream) -> S,
+) -> Result<TlsStream<S>> {
     if config.alpn_protocols != [b"http/1.1".to_vec()] {
         Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
     }
     let name = tls::server_name(server)?;
     let unreachable = |source| Error::Unreachable { server: server.clone(), source };
     let tcp = dial::connect(server).await.map_err(unreachable)?;
-    TlsConnector::from(config).connect(name, tcp).await.map_err(|e| tls::connect_error(server, e))
+    TlsConnector::from(config).connect(name, wrap(tcp)).await.map_err(|e| tls::connect_error(server, e))
 }
 
 /// Everything the links to all servers share.
 #[derive(Clone)]
 pub struct LinksOptions {
-    /// TLS with the client-kubelet identity.
-    pub tls: watch::Receiver<Arc<ClientConfig>>,
+    /// Reaches the servers.
+    pub connect: Arc<dyn Connect>,
     /// Reaches local addresses.
     pub dial: Arc<dyn Dial>,
     /// What a server may reach.
     pub allow: Allow,
     /// State of every link, by server.
     pub states: watch::Sender<BTreeMap<ServerAddr, LinkState>>,
+    /// The last sign of life of every server.
+    pub proofs: watch::Sender<BTreeMap<ServerAddr, Arc<Proof>>>,
     /// `true`, or no sender left: close all and return.
     pub stop: watch::Receiver<bool>,
     /// Where local dials and copies run.
@@ -312,9 +382,14 @@ fn apply(
 /// Runs one link and copies its state into the shared map, from which it vanishes at the end.
 async fn one_of_many(server: ServerAddr, stop: watch::Receiver<bool>, opts: LinksOptions) {
     let (state, mut changes) = watch::channel(LinkState::Connecting);
+    let proof = Arc::new(Proof::default());
+    opts.proofs.send_modify(|all| {
+        all.insert(server.clone(), proof.clone());
+    });
     let link = run(LinkOptions {
         server: server.clone(),
-        tls: opts.tls,
+        connect: opts.connect,
+        proof,
         dial: opts.dial,
         allow: opts.allow,
         state,
@@ -338,6 +413,9 @@ async fn one_of_many(server: ServerAddr, stop: watch::Receiver<bool>, opts: Link
         () = publish => {}
     }
     opts.states.send_modify(|all| {
+        all.remove(&server);
+    });
+    opts.proofs.send_modify(|all| {
         all.remove(&server);
     });
 }

@@ -32,6 +32,12 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    fn connect(&self) -> Arc<dyn Connect> {
+        Arc::new(TlsConnect { tls: self.tls.subscribe(), traffic: Arc::default() })
+    }
+}
+
 /// Accepts one tunnel request; gives its head and the stream after our 101.
 async fn upgrade(listener: &TcpListener, acceptor: &TlsAcceptor) -> (String, ServerTls<TcpStream>) {
     let (tcp, _) = listener.accept().await.unwrap();
@@ -68,10 +74,11 @@ fn start(cluster: &Cluster, server: &ServerAddr, allow: Allow, timing: Timing) -
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(run(LinkOptions {
         server: server.clone(),
-        tls: cluster.tls.subscribe(),
+        connect: cluster.connect(),
         dial: Arc::new(TcpDial::default()),
         allow,
         state,
+        proof: Arc::default(),
         stop: stopped,
         local: runtime::Handle::current(),
         timing,
@@ -185,7 +192,7 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
     // The stalled stream is dialled at another loopback address, so that two ports may be permitted.
     struct Redirect(u16);
     impl Dial for Redirect {
-        fn dial(&self, address: &str) -> BoxFuture<io::Result<TcpStream>> {
+        fn dial(&self, address: &str) -> BoxFuture<io::Result<BoxStream>> {
             let address = address.replace("127.0.0.2:1", &format!("127.0.0.1:{}", self.0));
             TcpDial::default().dial(&address)
         }
@@ -194,10 +201,11 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
     let (_stop, stopped) = watch::channel(false);
     tokio::spawn(run(LinkOptions {
         server: server.clone(),
-        tls: cluster.tls.subscribe(),
+        connect: cluster.connect(),
         dial: Arc::new(Redirect(local.port)),
         allow: Allow::fixed(both),
         state,
+        proof: Arc::default(),
         stop: stopped,
         local: runtime::Handle::current(),
         timing: Timing::default(),
@@ -280,21 +288,40 @@ async fn a_link_comes_back_after_its_server_went_away() {
 async fn a_server_that_forgot_the_session_but_not_the_socket_is_found_out() {
     let cluster = Cluster::new();
     let (listener, server) = listen().await;
-    let timing = Timing {
-        ping_every: Duration::from_millis(50),
-        idle_ping_every: Duration::from_millis(50),
-        dead_after: Duration::from_millis(300),
-        ..Timing::default()
-    };
+    let timing = Timing::client(Duration::from_millis(100), Duration::from_millis(200));
     let mut link = start(&cluster, &server, Allow::kubelet(1), timing);
     let (_, mut stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
-    // Reads pings and answers nothing.
-    let mut sink = [0; 64];
-    assert!(soon("a ping", stream.read(&mut sink)).await.unwrap() > 0);
-    assert_eq!(sink[0], 0x89, "a ping frame");
-    assert_eq!(sink[1], 0x80, "masked, empty");
+    // Reads the question and answers nothing.
+    let mut question = [0; 12];
+    soon("a question", stream.read_exact(&mut question)).await.unwrap();
+    assert_eq!(question[..2], [0x82, 0x86], "a masked binary frame of six bytes");
+    let unmasked: Vec<u8> = question[6..].iter().enumerate().map(|(at, byte)| byte ^ question[2 + at % 4]).collect();
+    assert_eq!(unmasked, [0, 1, 2, 0xb0, 0xea, 1], "data for connection -1");
     let waiting = link.wait_for("dead", |s| matches!(s, LinkState::Waiting { .. })).await;
-    assert!(format!("{waiting:?}").contains("no pong"), "{waiting:?}");
+    assert!(format!("{waiting:?}").contains("no answer"), "{waiting:?}");
+}
+
+#[tokio::test]
+async fn a_renewed_identity_reopens_the_link_when_its_connections_are_done() {
+    let cluster = Cluster::new();
+    let (listener, server) = listen().await;
+    let port = echo().await;
+    let link = start(&cluster, &server, Allow::kubelet(port), Timing::default());
+    let (_, stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
+    let session = serve(stream, Timing::server());
+    let mut used = open(&session, port).await;
+    round_trip(&mut used, 1000).await;
+    cluster.tls.send_modify(|_| {});
+    // What is under way goes on over the old session.
+    round_trip(&mut used, 1000).await;
+    assert!(!session.is_ended());
+    drop(used);
+    soon("the old session ends", session.ended()).await;
+    let (_, stream) = soon("second upgrade", upgrade(&listener, &cluster.acceptor)).await;
+    let session = serve(stream, Timing::server());
+    round_trip(&mut open(&session, port).await, 1000).await;
+    assert!(link.state.borrow().health() != Some(false), "no failure was told");
+    link.stop.send(true).unwrap();
 }
 
 #[tokio::test]
@@ -344,10 +371,11 @@ async fn links_follow_the_list_of_servers() {
     let (states, mut seen) = watch::channel(BTreeMap::new());
     let (stop, stopped) = watch::channel(false);
     let opts = LinksOptions {
-        tls: cluster.tls.subscribe(),
+        connect: cluster.connect(),
         dial: Arc::new(TcpDial::default()),
         allow: Allow::kubelet(1),
         states,
+        proofs: watch::Sender::default(),
         stop: stopped,
         local: runtime::Handle::current(),
         timing: Timing::default(),
@@ -386,9 +414,9 @@ fn dials_to_the_kubelet_s_port_lead_to_where_it_listens() {
         let (listener, addr) = listen().await;
         let kubelet = SocketAddr::new(addr.ip().unwrap(), addr.port);
         let dial = TcpDial { kubelet: Some(kubelet) };
-        let stream = dial.dial(&format!("[::1]:{}", addr.port)).await.unwrap();
-        listener.accept().await.unwrap();
-        log.lock().unwrap().push(stream.peer_addr().unwrap());
+        let _stream = dial.dial(&format!("[::1]:{}", addr.port)).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        log.lock().unwrap().push(accepted.local_addr().unwrap());
         assert!(dial.dial("nonsense").await.is_err());
     });
     assert_eq!(log.lock().unwrap().len(), 1);

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -27,7 +28,7 @@ pub fn accept_key(key: &str) -> String {
 pub struct ServerSession {
     requests: mpsc::Sender<OpenRequest>,
     ended: watch::Receiver<bool>,
-    stop: std::sync::Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<bool>>,
 }
 
 /// One connection to an address behind the node.
@@ -52,6 +53,8 @@ where
         local: runtime::Handle::current(),
         requests: receiver,
         stop: stopped,
+        retire: Box::pin(std::future::pending()),
+        proof: Arc::default(),
     };
     tokio::spawn(async move {
         let socket = WebSocketStream::from_raw_socket(stream, WebSocketRole::Server, Some(web_socket_config())).await;
@@ -60,7 +63,7 @@ where
         }
         let _ = end.send(true);
     });
-    ServerSession { requests, ended, stop: std::sync::Arc::new(stop) }
+    ServerSession { requests, ended, stop: Arc::new(stop) }
 }
 
 impl ServerSession {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
+use crate::liveness::Liveness;
+pub use crate::liveness::{PING_WAIT, Timing};
 use crate::message::{ConnId, MAX_DATA, Message};
 
 /// Which end of the tunnel this is.
@@ -21,41 +23,8 @@ pub enum Role {
 /// The text of an orderly end.
 pub const EOF: &str = "EOF";
 
-/// When things are due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// Between pings while there are connections; the server never pings. K3s: 5 s.
-    pub ping_every: Duration,
-    /// Between pings while there are none. A ping and its pong cost 250 bytes on the wire: 4.3 MB a day at 5 s. A
-    /// server waits 60 s for one, so two of these fit.
-    pub idle_ping_every: Duration,
-    /// Nothing heard for this long while there are connections: dead; without, as much longer as the pings are
-    /// rarer. K3s 60 s, advice 15 to 20 s.
-    pub dead_after: Duration,
-    /// Between SyncConnections of the client. K3s: 60 s.
-    pub sync_every: Duration,
-    /// One message that takes longer to write than this ends the session.
-    pub write_limit: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Timing {
-        Timing {
-            ping_every: Duration::from_secs(5),
-            idle_ping_every: Duration::from_secs(25),
-            dead_after: Duration::from_secs(20),
-            sync_every: Duration::from_secs(60),
-            write_limit: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Timing {
-    /// What a K3s server uses: it waits 60 s for a sign of life.
-    pub fn server() -> Timing {
-        Timing { dead_after: Duration::from_secs(60), ..Timing::default() }
-    }
-}
+/// The connection that is asked about to see whether the peer's session lives. Servers count from 2 upwards.
+pub const NOBODY: ConnId = ConnId(-1);
 
 /// How much may wait per connection, in bytes, and how many connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +56,8 @@ pub enum Action {
     Send(Message),
     /// Write a WebSocket ping with empty payload.
     Ping,
+    /// Ask for a sign of life: Data without content for [`NOBODY`].
+    Probe,
     /// Dial `network`/`address` for this connection; data for it may follow before that is done.
     Open(ConnId, String, String),
     /// Hand bytes to the local side, which reports them with [`Session::drained`] once written.
@@ -116,8 +87,9 @@ pub struct Session {
     limits: Limits,
     conns: BTreeMap<ConnId, Conn>,
     next_conn: i64,
+    /// The last frame of any kind.
     heard: Instant,
-    ping_due: Instant,
+    liveness: Liveness,
     sync_due: Instant,
     /// The last SyncConnections was empty and there was no connection since.
     told_empty: bool,
@@ -133,7 +105,7 @@ impl Session {
             conns: BTreeMap::new(),
             next_conn: 2,
             heard: now,
-            ping_due: now + timing.idle_ping_every,
+            liveness: Liveness::new(timing, now),
             sync_due: now + timing.sync_every,
             told_empty: false,
         }
@@ -142,6 +114,8 @@ impl Session {
     /// A binary WebSocket message arrived. An error ends the session.
     pub fn receive(&mut self, now: Instant, bytes: Bytes, out: &mut Vec<Action>) -> Result<()> {
         let (_, message) = Message::decode(bytes).map_err(|e| Error::Protocol { reason: e.to_string() })?;
+        self.heard = now;
+        self.liveness.proven(now);
         match message {
             Message::Connect(conn, network, address) => self.connect(now, conn, network, address, out)?,
             Message::Data(conn, data) => self.data(conn, data, out),
@@ -164,9 +138,14 @@ impl Session {
         Ok(())
     }
 
-    /// Any frame arrived, pongs included: the peer lives.
+    /// A frame that is no message arrived: a ping tells the server that its node lives, a pong tells the node nothing.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
+    }
+
+    /// The socket took bytes it had refused before.
+    pub fn moved(&mut self, at: Instant) {
+        self.liveness.moved(at);
     }
 
     fn connect(&mut self, now: Instant, conn: ConnId, network: String, address: String, out: &mut Vec<Action>) -> Result<()> {
@@ -187,7 +166,6 @@ impl Session {
 
     fn register(&mut self, now: Instant, conn: ConnId) {
         self.told_empty = false;
-        self.ping_due = self.ping_due.min(now + self.timing.ping_every);
         self.conns.insert(conn, Conn { opened: now, unread: 0, pausing_peer: false, paused_by_peer: false });
     }
 
@@ -275,34 +253,26 @@ impl Session {
         }
     }
 
-    fn ping_every(&self) -> Duration {
-        if self.conns.is_empty() { self.timing.idle_ping_every } else { self.timing.ping_every }
-    }
-
-    fn dead_after(&self) -> Duration {
-        self.timing.dead_after + self.ping_every().saturating_sub(self.timing.ping_every)
-    }
-
     /// When [`Session::tick`] has something to do at the latest.
     pub fn deadline(&self) -> Instant {
-        let dead = self.heard + self.dead_after();
         match self.role {
-            Role::Client => dead.min(self.ping_due).min(self.sync_due),
-            Role::Server => dead,
+            Role::Client => self.liveness.deadline().min(self.sync_due),
+            Role::Server => self.heard + self.timing.dead_after,
         }
     }
 
     /// Time passed. An error ends the session: the peer was silent for too long.
     pub fn tick(&mut self, now: Instant, out: &mut Vec<Action>) -> Result<()> {
-        if now.saturating_duration_since(self.heard) >= self.dead_after() {
-            return Err(Error::Silent { after: self.dead_after() });
-        }
         if self.role == Role::Server {
-            return Ok(());
+            let after = now.saturating_duration_since(self.heard);
+            return if after >= self.timing.dead_after { Err(Error::Silent { after }) } else { Ok(()) };
         }
-        if now >= self.ping_due {
+        let due = self.liveness.tick(now)?;
+        if due.ping {
             out.push(Action::Ping);
-            self.ping_due = now + self.ping_every();
+        }
+        if due.probe {
+            out.push(Action::Probe);
         }
         if now >= self.sync_due {
             // Once the server knows that there are none, saying so again tells it nothing.
@@ -314,6 +284,11 @@ impl Session {
             self.sync_due = now + self.timing.sync_every;
         }
         Ok(())
+    }
+
+    /// Whether there is no connection.
+    pub fn is_idle(&self) -> bool {
+        self.conns.is_empty()
     }
 
     /// All connections, ascending, those being dialled included.

@@ -196,61 +196,74 @@ fn broken_protocol_ends_the_session() {
     assert!(matches!(backwards, Err(Error::Protocol { .. })));
 }
 
-#[test]
-fn the_client_pings_every_5_s_tells_its_connections_every_60_s_and_gives_up_after_20_s() {
-    let mut bench = Bench::new(Role::Client);
-    bench.connect(C3);
-    bench.connect(C2);
-    let sync = || Action::Send(Message::SyncConnections(vec![C2, C3]));
+/// Ticks every second until `until`; the server answers what it is asked while `answers`. Gives what was due when, and
+/// when the session counted as dead.
+fn idle(bench: &mut Bench, until: u64, answers: bool) -> (Vec<(u64, Action)>, Option<u64>) {
     let mut seen = Vec::new();
-    for second in 1..=120u64 {
+    for second in 1..=until {
         bench.wait(1);
+        // Pongs, which prove nothing.
         bench.session.heard(bench.now);
-        let now = bench.now;
         let mut out = Vec::new();
-        bench.session.tick(now, &mut out).unwrap();
+        match bench.session.tick(bench.now, &mut out) {
+            Ok(()) => {}
+            Err(Error::Silent { .. }) => return (seen, Some(second)),
+            Err(other) => panic!("{other}"),
+        }
+        assert!(bench.session.deadline() > bench.now);
+        if answers && out.contains(&Action::Probe) {
+            let text = "connection not found wire1/1267075176142012149/-1";
+            assert_eq!(bench.receive(Message::Error(NOBODY, text.into())), []);
+        }
         seen.extend(out.into_iter().map(|a| (second, a)));
-        assert!(bench.session.deadline() > now);
     }
-    let pings: Vec<u64> = seen.iter().filter(|(_, a)| *a == Action::Ping).map(|(t, _)| *t).collect();
-    assert_eq!(pings, (1..=24).map(|n| n * 5).collect::<Vec<_>>());
-    assert!(seen.contains(&(60, sync())) && seen.contains(&(120, sync())) && seen.len() == 26);
-    bench.wait(19);
-    bench.session.tick(bench.now, &mut Vec::new()).unwrap();
-    bench.wait(1);
-    let dead = bench.session.tick(bench.now, &mut Vec::new()).unwrap_err();
-    assert!(matches!(dead, Error::Silent { .. }) && dead.is_retryable());
+    (seen, None)
+}
+
+fn seconds(seen: &[(u64, Action)], wanted: &Action) -> Vec<u64> {
+    seen.iter().filter(|(_, a)| a == wanted).map(|(t, _)| *t).collect()
 }
 
 #[test]
-fn an_idle_client_says_less_until_a_connection_comes() {
+fn the_client_asks_after_7_s_pings_every_25_s_and_tells_its_connections_every_60_s() {
     let mut bench = Bench::new(Role::Client);
-    let mut pings = Vec::new();
-    let mut lists = Vec::new();
-    for second in 1..=300u64 {
-        bench.wait(1);
-        bench.session.heard(bench.now);
-        if second == 51 {
-            bench.connect(C2);
-        }
-        if second == 62 {
-            bench.run(|s, _, out| s.local_end(C2, EOF, out));
-        }
-        for action in bench.run(|s, now, out| s.tick(now, out).unwrap()) {
-            match action {
-                Action::Ping => pings.push(second),
-                Action::Send(Message::SyncConnections(list)) => lists.push((second, list.len())),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-    assert_eq!(pings[..7], [25, 50, 56, 61, 66, 91, 116]);
-    // The server hears once that there are none left.
+    bench.connect(C3);
+    bench.connect(C2);
+    let (seen, dead) = idle(&mut bench, 120, true);
+    assert_eq!(dead, None);
+    let sync = Action::Send(Message::SyncConnections(vec![C2, C3]));
+    assert_eq!(seconds(&seen, &Action::Probe), (1..=17).map(|n| n * 7).collect::<Vec<_>>());
+    assert_eq!(seconds(&seen, &Action::Ping), [25, 50, 75, 100]);
+    assert_eq!(seconds(&seen, &sync), [60, 120]);
+    assert_eq!(seen.len(), 17 + 4 + 2);
+}
+
+#[test]
+fn a_server_that_answers_pings_but_has_forgotten_the_session_is_dead_within_10_s() {
+    let mut bench = Bench::new(Role::Client);
+    idle(&mut bench, 13, true);
+    let (seen, dead) = idle(&mut bench, 60, false);
+    assert_eq!((seconds(&seen, &Action::Probe), dead), (vec![1], Some(4)));
+    let mut bench = Bench::new(Role::Client);
+    assert_eq!(idle(&mut bench, 60, false).1, Some(10));
+    assert!(Error::Silent { after: Duration::ZERO }.is_retryable());
+}
+
+#[test]
+fn the_server_hears_once_that_no_connection_is_left() {
+    let mut bench = Bench::new(Role::Client);
+    bench.connect(C2);
+    let (mut seen, _) = idle(&mut bench, 62, true);
+    bench.run(|s, _, out| s.local_end(C2, EOF, out));
+    seen.extend(idle(&mut bench, 240, true).0.into_iter().map(|(t, a)| (t + 62, a)));
+    let lists: Vec<(u64, usize)> = seen
+        .iter()
+        .filter_map(|(t, a)| match a {
+            Action::Send(Message::SyncConnections(list)) => Some((*t, list.len())),
+            _ => None,
+        })
+        .collect();
     assert_eq!(lists, [(60, 1), (120, 0)]);
-    bench.wait(39);
-    bench.run(|s, now, out| s.tick(now, out).unwrap());
-    bench.wait(1);
-    assert!(bench.session.tick(bench.now, &mut Vec::new()).is_err());
 }
 
 #[test]
@@ -376,7 +389,9 @@ fn a_captured_idle_minute_has_the_frames_our_timers_make() {
     let frames = capture("tunnel-idle-minute.jsonl");
     // The capture starts when the reference agent's minute is full.
     let begin = Instant::now();
-    let mut client = Session::new(Role::Client, Timing::default(), Limits::default(), begin);
+    // The reference pings every 5 s and asks nothing.
+    let theirs = Timing { ping_every: Duration::from_secs(5), probe_after: Duration::from_secs(3600), ..Timing::default() };
+    let mut client = Session::new(Role::Client, theirs, Limits::default(), begin);
     let mut out = Vec::new();
     for conn in [3, 2] {
         let connect = Message::Connect(ConnId(conn), "tcp".into(), "127.0.0.1:10250".into());

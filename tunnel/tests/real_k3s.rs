@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tunnel::allow::Allow;
 use tunnel::identity::{JoinOptions, join, load};
-use tunnel::link::{self, LinkOptions, LinkState, TcpDial};
+use tunnel::link::{self, LinkOptions, LinkState, TcpDial, TlsConnect};
 use tunnel::session::Timing;
 use tunnel::{Error, Identity, ServerAddr, Token, tls};
 
@@ -202,10 +202,11 @@ async fn linked(lab: &Lab) -> Linked {
     let server = identity.supervisor(&lab.server).unwrap().apiservers().await.unwrap().remove(0);
     let task = tokio::spawn(link::run(LinkOptions {
         server,
-        tls: configs,
+        connect: Arc::new(TlsConnect { tls: configs, traffic: Arc::default() }),
         dial: Arc::new(TcpDial::default()),
         allow: Allow::kubelet(port),
         state,
+        proof: Arc::default(),
         stop: stopped,
         local: tokio::runtime::Handle::current(),
         timing: Timing::default(),

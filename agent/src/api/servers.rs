@@ -10,6 +10,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 use tunnel::ServerAddr;
 use tunnel::balancer::Balancer;
+use tunnel::traffic::{Counted, Traffic};
 
 /// The balancer of one client. It sticks to a server, leaves it when it fails, and comes back to the best one. The list
 /// and the identity may change at any time.
@@ -17,13 +18,19 @@ pub struct Servers {
     list: Mutex<watch::Receiver<Vec<ServerAddr>>>,
     tls: watch::Receiver<Arc<ClientConfig>>,
     balancer: Mutex<Balancer>,
+    traffic: Arc<Traffic>,
 }
 
 impl Servers {
     /// `tls` must offer `h2` by ALPN. `configured` is the last resort when none of the list answers.
     pub fn new(configured: &ServerAddr, list: watch::Receiver<Vec<ServerAddr>>, tls: watch::Receiver<Arc<ClientConfig>>) -> Servers {
         let balancer = Balancer::new(configured.clone(), &list.borrow(), Instant::now());
-        Servers { list: Mutex::new(list), tls, balancer: Mutex::new(balancer) }
+        Servers { list: Mutex::new(list), tls, balancer: Mutex::new(balancer), traffic: Arc::default() }
+    }
+
+    /// Counts the bytes of all connections into `traffic`.
+    pub fn counted(self, traffic: Arc<Traffic>) -> Servers {
+        Servers { traffic, ..self }
     }
 
     fn balancer(&self) -> MutexGuard<'_, Balancer> {
@@ -81,11 +88,12 @@ impl Servers {
     }
 
     /// TCP, then TLS with HTTP/2 agreed. The error is text for [`super::Error::Transport`].
-    pub(super) async fn dial(&self, server: &ServerAddr, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, String> {
+    pub(super) async fn dial(&self, server: &ServerAddr, tls: Arc<ClientConfig>) -> Result<TlsStream<Counted<TcpStream>>, String> {
         let tcp = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(|error| error.to_string())?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let name = tunnel::tls::server_name(server).map_err(|error| error.to_string())?;
-        let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| error.to_string())?;
+        let stream =
+            TlsConnector::from(tls).connect(name, Counted::new(tcp, Arc::clone(&self.traffic))).await.map_err(|error| error.to_string())?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err("the server does not speak HTTP/2".to_owned());
         }

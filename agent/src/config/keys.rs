@@ -71,6 +71,9 @@ pub(super) const KEYS: &[(&str, Use)] = &[
     ("cni-conf-dir", Yes),
     ("cni-state-dir", Yes),
     ("bridge", Yes),
+    ("metered", Yes),
+    ("tunnel-ping-interval", Yes),
+    ("tunnel-ping-wait", Yes),
     ("node-password-file", Yes),
 ];
 

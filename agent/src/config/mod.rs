@@ -6,6 +6,7 @@
 mod keys;
 mod kubelet_args;
 mod layers;
+mod liveness;
 mod names;
 mod published;
 mod resolve;
@@ -17,6 +18,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+
+pub use liveness::{LEASE, Liveness};
 
 /// Everything the agent was told, checked and with defaults filled in. Cheap to share as `Arc<Config>`.
 #[derive(Debug, Clone)]
@@ -74,6 +77,8 @@ pub struct Config {
     pub cni_state_dir: PathBuf,
     /// Bridge of this node's pods, `cni0`.
     pub bridge: String,
+    /// `metered`, `tunnel-ping-interval`, `tunnel-ping-wait`.
+    pub liveness: Liveness,
     /// `flannel-iface`.
     pub flannel_iface: Option<String>,
 
@@ -188,6 +193,7 @@ impl Config {
             cni_conf_dir: dir.join("cni/net.d"),
             cni_state_dir: dir.join("cni/state"),
             bridge: "cni0".to_owned(),
+            liveness: Liveness::default(),
             flannel_iface: None,
             container_runtime_endpoint: Some(dir.join("containerd.sock")),
             containerd: ContainerdMode::System,

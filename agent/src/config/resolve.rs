@@ -124,6 +124,7 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         cni_conf_dir: r.text("cni-conf-dir").map_or_else(PathBuf::new, PathBuf::from),
         cni_state_dir: r.text("cni-state-dir").map_or_else(|| data_dir.join("agent/cni"), PathBuf::from),
         bridge: r.bridge(),
+        liveness: super::liveness::resolve(&mut r),
         flannel_iface: r.text("flannel-iface").filter(|name| !name.is_empty()),
         container_runtime_endpoint,
         containerd,
@@ -354,7 +355,7 @@ impl Resolver<'_> {
 }
 
 /// Go's duration text in whole seconds, rounded up: `4h`, `1m30s`, `1.5h`, `500ms`.
-fn go_duration(text: &str) -> Option<u64> {
+pub(super) fn go_duration(text: &str) -> Option<u64> {
     let mut rest = text;
     let mut total = 0.0;
     if rest == "0" {

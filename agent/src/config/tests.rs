@@ -55,6 +55,9 @@ fn drop_ins_replace_and_append_in_name_order() {
 fn every_bad_line_is_named_with_its_value_and_a_remedy() {
     let cases: &[(&str, &str)] = &[
         ("node-nmae: a", "config.yaml: unknown key node-nmae; did you mean node-name?"),
+        ("tunnel-ping-interval: 55s", "config.yaml: tunnel-ping-interval: 55s: is not a duration from 1s to 50s"),
+        ("tunnel-ping-wait: soon", "config.yaml: tunnel-ping-wait: soon: is not a duration from 1s to 60s"),
+        ("metered: perhaps", "config.yaml: metered: perhaps: is not true or false"),
         ("frobnicate: a", "config.yaml: unknown key frobnicate; remove it"),
         ("tls-san: a", "config.yaml: tls-san: is a key of `k3s server`, an agent has no use for it; remove it"),
         ("selinux: true", "config.yaml: selinux: true: is not supported here; it would label containers for SELinux; remove it"),
@@ -144,4 +147,16 @@ fn the_shipped_example_is_valid_and_changes_what_it_says() {
     assert_eq!(config.max_pods, Some(30));
     assert_eq!(config.eviction_hard["memory.available"], "32Mi");
     assert_eq!(config.cgroup_root, "/");
+}
+
+#[test]
+fn metered_stretches_what_no_key_sets() {
+    let seconds = |text: &str| {
+        let liveness = load_text(&format!("server: https://a:1\n{text}"), &[], &[]).unwrap().0.liveness;
+        (liveness.ping_interval.as_secs(), liveness.ping_wait.as_secs(), liveness.lease_every.as_secs())
+    };
+    assert_eq!(seconds(""), (7, 3, 10));
+    assert_eq!(seconds("metered: true"), (20, 5, 20));
+    assert_eq!(seconds("metered: true\ntunnel-ping-interval: 30s"), (30, 5, 20));
+    assert_eq!(seconds("tunnel-ping-interval: 5s\ntunnel-ping-wait: 2500ms"), (5, 3, 10));
 }

@@ -113,8 +113,10 @@ fn render_status(status: &Status) -> String {
     let mut text = format!("node      {} ({ready}), edge-agent {}\n", status.node, status.version);
     text += &format!("lease     {}\n", status.lease_age_seconds.map_or("never renewed".to_owned(), |age| format!("renewed {age} s ago")));
     for link in &status.links {
-        text += &format!("tunnel    {} {}\n", link.server, link.state);
+        let proof = link.last_proof_seconds.map_or(String::new(), |age| format!(", last proof of life {age} s ago"));
+        text += &format!("tunnel    {} {}{proof}\n", link.server, link.state);
     }
+    text += &format!("liveness  {}\n", status.liveness);
     text += &format!("runtime   {}\n", status.runtime);
     text += &format!("governor  {}\n", status.governor);
     if let Some(limit) = status.kubepods_memory_limit {

@@ -18,6 +18,8 @@ pub struct Live {
     pub ready: watch::Receiver<Option<bool>>,
     /// The tunnels as they are now.
     pub links: Box<dyn Fn() -> Vec<Link> + Send + Sync>,
+    /// Intervals in words.
+    pub liveness: String,
     /// Name, version and socket of the container runtime.
     pub runtime: String,
     /// Mode of the governor.
@@ -34,6 +36,7 @@ impl Source for Live {
             ready: *self.ready.borrow(),
             lease_age_seconds: lease_age.map(|age| age.as_secs()),
             links: (self.links)(),
+            liveness: self.liveness.clone(),
             runtime: self.runtime.clone(),
             pods: self.view.list().iter().map(|seen| pod_line(seen)).collect(),
             pressure: pressure(),

@@ -38,6 +38,8 @@ pub struct Status {
     /// Seconds since the lease was last renewed; none before the first.
     pub lease_age_seconds: Option<u64>,
     pub links: Vec<Link>,
+    /// How often servers are asked for a sign of life and the lease is renewed, and what `metered` relaxes.
+    pub liveness: String,
     pub runtime: String,
     pub pods: Vec<PodLine>,
     pub pressure: Vec<PressureLine>,
@@ -54,6 +56,8 @@ pub struct Link {
     pub server: String,
     /// `connected`, or why not.
     pub state: String,
+    /// Seconds since the server last proved that it lives; none before the first time.
+    pub last_proof_seconds: Option<u64>,
 }
 
 /// One pod.
@@ -179,7 +183,7 @@ mod tests {
                 node: "n1".into(),
                 ready: Some(true),
                 lease_age_seconds: Some(3),
-                links: vec![Link { server: "10.0.0.1:6443".into(), state: "connected".into() }],
+                links: vec![Link { server: "10.0.0.1:6443".into(), state: "connected".into(), last_proof_seconds: Some(4) }],
                 pods: vec![PodLine {
                     namespace: "default".into(),
                     name: "web".into(),
@@ -214,7 +218,12 @@ mod tests {
         let mut out = Vec::new();
         client_status(dir.path(), false, false, &mut out).await.expect("answers");
         let text = String::from_utf8(out).expect("utf-8");
-        assert!(text.contains("n1 (Ready)") && text.contains("default/web") && text.contains("10.0.0.1:6443 connected"), "{text}");
+        assert!(
+            text.contains("n1 (Ready)")
+                && text.contains("default/web")
+                && text.contains("10.0.0.1:6443 connected, last proof of life 4 s ago"),
+            "{text}"
+        );
         let mut out = Vec::new();
         client_why(dir.path(), "default/web", false, &mut out).await.expect("answers");
         assert!(String::from_utf8(out).expect("utf-8").contains("nothing to do"));

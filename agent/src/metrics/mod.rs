@@ -5,6 +5,7 @@
 //! every enumerated label there from the start at 0.
 
 mod expose;
+mod links;
 mod node;
 mod pods;
 mod probes;
@@ -24,6 +25,7 @@ use prometheus_client::registry::Registry;
 
 pub(crate) use expose::answer;
 pub use expose::{Format, serve};
+pub use links::{Links, Wire};
 pub use node::{CgroupScope, CgroupScopes};
 pub use pods::Pods;
 pub use probes::{ProbeResult, Probed, Probes};

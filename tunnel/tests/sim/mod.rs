@@ -1,0 +1,2 @@
+pub(crate) mod wire;
+pub(crate) mod world;
