@@ -113,10 +113,11 @@ def steps(history):
 
 
 def agree(peer, ours):
-    """Whether two courses agree: how many states are told is no contract, but those both told came up in the same order, and last came the same."""
+    """Whether two courses agree: how many states are told is no contract, but those both told came up in the same order (but for
+    running, which may be too short to be told), and last came the same."""
     if not peer or not ours:
         return False
-    a, b = (list(dict.fromkeys(side.split(" > "))) for side in (peer, ours))
+    a, b = ([s for s in dict.fromkeys(side.split(" > ")) if s != "running"] for side in (peer, ours))
     return [s for s in a if s in b] == [s for s in b if s in a] and peer.split(" > ")[-1] == ours.split(" > ")[-1]
 
 
