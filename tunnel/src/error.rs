@@ -288,6 +288,11 @@ impl Error {
         }
     }
 
+    /// Whether one of the two clocks is wrong, by all that can be seen: it helps to wait until this machine's is set.
+    pub fn is_clock(&self) -> bool {
+        matches!(self, Error::CertificateExpired { .. } | Error::CertificateNotYetValid { .. })
+    }
+
     /// Whether another server of the same cluster may do better: nothing answered here.
     pub fn is_unreachable(&self) -> bool {
         match self {

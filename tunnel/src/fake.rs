@@ -19,9 +19,11 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::time_provider::TimeProvider;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::addr::ServerAddr;
+use crate::backoff::random_u64;
 use crate::cahash::ca_hash;
 use crate::{pem, tls};
 
@@ -52,10 +54,20 @@ impl Ca {
         let mut request = CertificateSigningRequestParams::from_der(&request.to_vec().into()).ok()?;
         request.params.distinguished_name.push(DnType::CommonName, name);
         request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        request.params.not_before = date_time_ymd(2020, 1, 1);
-        request.params.not_after = date_time_ymd(2090, 1, 1);
+        (request.params.not_before, request.params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2090, 1, 1));
         let cert = request.signed_by(&self.issuer).unwrap();
         Some(pem::encode("CERTIFICATE", cert.der()) + &self.pem)
+    }
+
+    /// The same as a K3s server does it at `now`: dated back an hour, for 365 days, with a serial number of its own.
+    pub(crate) fn sign_at(&self, request: &[u8], name: &str, now: OffsetDateTime) -> String {
+        let mut request = CertificateSigningRequestParams::from_der(&request.to_vec().into()).unwrap();
+        request.params.distinguished_name.push(DnType::CommonName, name);
+        request.params.serial_number = Some(SerialNumber::from(random_u64()));
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        (request.params.not_before, request.params.not_after) = (now - time::Duration::HOUR, now + time::Duration::days(365));
+        let cert = request.signed_by(&self.issuer).unwrap();
+        pem::encode("CERTIFICATE", cert.der()) + &self.pem
     }
 
     /// A leaf with a key of its own: PEM certificate and PEM key.
@@ -126,9 +138,17 @@ impl Fake {
         script: impl Fn(&Seen) -> Option<(u16, String)> + Send + Sync + 'static,
     ) -> Fake {
         let client_ca = Arc::new(Ca::new("k3s-client-ca@1"));
+        let acceptor = acceptor(&leaf, &client_ca);
+        Fake::start_behind(acceptor, (server_ca, client_ca), script).await
+    }
+
+    pub(crate) async fn start_behind(
+        acceptor: TlsAcceptor,
+        (server_ca, client_ca): (Arc<Ca>, Arc<Ca>),
+        script: impl Fn(&Seen) -> Option<(u16, String)> + Send + Sync + 'static,
+    ) -> Fake {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (listener, addr) = listen().await;
-        let acceptor = acceptor(&leaf, &client_ca);
         let script: Arc<Script> = Arc::new(Box::new(script));
         let state = (server_ca.clone(), client_ca.clone(), seen.clone(), script);
         let task = tokio::spawn(async move {
@@ -173,6 +193,17 @@ pub(crate) async fn listen() -> (TcpListener, ServerAddr) {
 
 /// TLS as a K3s server does it: a client certificate is asked for and not required.
 pub(crate) fn acceptor(leaf: &tls::KeyPair, client_ca: &Ca) -> TlsAcceptor {
+    TlsAcceptor::from(Arc::new(server_config(leaf, client_ca)))
+}
+
+/// The same by a clock of its own.
+pub(crate) fn acceptor_at(leaf: &tls::KeyPair, client_ca: &Ca, clock: Arc<dyn TimeProvider>) -> TlsAcceptor {
+    let mut config = server_config(leaf, client_ca);
+    config.time_provider = clock;
+    TlsAcceptor::from(Arc::new(config))
+}
+
+fn server_config(leaf: &tls::KeyPair, client_ca: &Ca) -> ServerConfig {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(pem::certificates(client_ca.pem.as_bytes()).into_iter().map(CertificateDer::from));
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider()).allow_unauthenticated().build().unwrap();
@@ -184,7 +215,7 @@ pub(crate) fn acceptor(leaf: &tls::KeyPair, client_ca: &Ca) -> TlsAcceptor {
         .with_single_cert(leaf.chain(), key)
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    TlsAcceptor::from(Arc::new(config))
+    config
 }
 
 type State = (Arc<Ca>, Arc<Ca>, Arc<Mutex<Vec<Seen>>>, Arc<Script>);

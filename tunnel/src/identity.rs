@@ -9,6 +9,7 @@ use crate::addr::ServerAddr;
 use crate::balancer;
 use crate::config::ServerConfig;
 use crate::error::{Error, Result};
+use crate::renewal::Validity;
 use crate::supervisor::{CertKind, NodeHeaders, Supervisor};
 use crate::tls::KeyPair;
 use crate::token::Token;
@@ -246,14 +247,23 @@ impl Identity {
         files::write(&layout.config(), &config)
     }
 
-    /// When the first of the certificates ends. Join again well before.
+    /// From when to when each of the four certificates counts.
+    pub fn validities(&self) -> Result<Vec<Validity>> {
+        let pairs = [&self.kubelet_client, &self.kubelet_serving, &self.controller, &self.kube_proxy];
+        pairs.into_iter().map(|pair| pair.validity().map(|(from, until)| Validity { from, until })).collect()
+    }
+
+    /// When the first of the certificates ends. [`crate::renewal`] renews them well before.
     pub fn expires(&self) -> Result<SystemTime> {
-        let mut first = None::<SystemTime>;
-        for pair in [&self.kubelet_client, &self.kubelet_serving, &self.controller, &self.kube_proxy] {
-            let (_, until) = pair.validity()?;
-            first = Some(first.map_or(until, |f| f.min(until)));
-        }
-        Ok(first.unwrap_or(SystemTime::UNIX_EPOCH))
+        Ok(self.validities()?.into_iter().map(|v| v.until).min().unwrap_or(SystemTime::UNIX_EPOCH))
+    }
+
+    /// The earliest time a right clock can show: the cluster's CA and the certificates were made by then. A server before
+    /// v1.35.3 dates certificates back to the CA's own start, so this is a bound and not an estimate.
+    pub fn not_before(&self) -> SystemTime {
+        let from = |pem: &[u8]| KeyPair { cert_pem: pem.to_vec(), key_pem: Vec::new() }.validity().ok().map(|(from, _)| from);
+        let leaves = self.validities().unwrap_or_default().into_iter().map(|v| v.from);
+        from(&self.server_ca).into_iter().chain(leaves).max().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// A client of any server of the cluster with the node's certificate and no token.

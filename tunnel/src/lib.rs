@@ -32,6 +32,7 @@ mod liveness;
 pub mod message;
 pub mod password;
 pub mod pem;
+pub mod renewal;
 pub mod serve;
 pub mod session;
 pub mod status;
