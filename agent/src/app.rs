@@ -2,7 +2,6 @@
 
 mod cluster;
 mod machine_setup;
-mod registries;
 mod runtime_setup;
 mod server_list;
 
@@ -28,7 +27,7 @@ use crate::heartbeat::Heartbeat;
 use crate::metrics::{self, Metrics, Wire};
 use crate::objects::{Known, Objects};
 use crate::pod::{self, NodeFacts, Workers};
-use crate::{images_preload, kubelet, ledger, network_sync, node, qos, status_writer};
+use crate::{images_preload, kubelet, ledger, network_sync, node, qos, registries, status_writer};
 
 use cluster::Cluster;
 pub(crate) use runtime_setup::{choose as choose_runtime, managed_options};
@@ -85,6 +84,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         recorder: recorder.clone(),
         status: status.clone(),
         metrics: Arc::clone(&metrics),
+        logins: Arc::new(registries::Logins::load(config.registries_file.as_deref())?),
         node: node_facts,
     });
     let view = workers.view();
@@ -216,8 +216,8 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     if let Some(listener) = metrics_listener {
         crate::task::spawn(metrics::serve(listener, metrics, stop.clone()));
     }
-    crate::task::spawn(server_list::follow(cluster.server_list(&config, controller), clients));
-    crate::task::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe()));
+    crate::task::spawn(server_list::follow(cluster.server_list(&config, controller), clients.clone()));
+    crate::task::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe(), clients));
     let imported = config.data_dir.join("agent/imported-images");
     let working = async {
         images_preload::run(&runtime.client, &config.image_dirs, &imported, &config.pause_image).await;

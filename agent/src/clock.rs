@@ -1,4 +1,6 @@
-//! Timestamps as Kubernetes writes them.
+//! Timestamps as Kubernetes writes them, and waiting for a wall clock that was wrong at boot.
+
+use std::time::{Duration, Instant, SystemTime};
 
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -28,10 +30,57 @@ pub fn parse(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()
 }
 
+/// The wall clock moved by more than this against a clock that nobody sets: it was set.
+const SET: Duration = Duration::from_secs(5);
+/// Between looks while something waits for it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Waits until the wall clock is set, but not longer than `at_most`; whether it was.
+pub async fn set_within(at_most: Duration) -> bool {
+    let start = (SystemTime::now(), Instant::now());
+    while start.1.elapsed() < at_most {
+        tokio::time::sleep(LOOK.min(at_most)).await;
+        if was_set(start, (SystemTime::now(), Instant::now())) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Waits until the wall clock shows `time` or later.
+pub async fn reached(time: SystemTime) {
+    while SystemTime::now() < time {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn was_set(from: (SystemTime, Instant), to: (SystemTime, Instant)) -> bool {
+    let expected = from.0 + to.1.duration_since(from.1);
+    let off = expected.duration_since(to.0).or_else(|_| to.0.duration_since(expected)).unwrap_or_default();
+    off > SET
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use time::macros::datetime;
+
+    #[test]
+    fn a_clock_that_was_set_is_told_from_one_that_runs() {
+        let (wall, mono) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Instant::now());
+        let after = |wall_seconds: i64, seconds: u64| {
+            let now = if wall_seconds < 0 {
+                wall - Duration::from_secs(wall_seconds.unsigned_abs())
+            } else {
+                wall + Duration::from_secs(wall_seconds.unsigned_abs())
+            };
+            was_set((wall, mono), (now, mono + Duration::from_secs(seconds)))
+        };
+        assert!(!after(10, 10), "runs");
+        assert!(!after(3603, 3600), "drifts");
+        assert!(after(10_000, 10), "ahead");
+        assert!(after(-10_000, 10) && after(0, 10), "back");
+    }
 
     #[test]
     fn both_forms_are_as_the_api_server_writes_them() {

@@ -34,6 +34,7 @@ pub mod objects;
 pub mod pod;
 pub mod preflight;
 pub mod qos;
+pub mod registries;
 pub mod shutdown;
 pub mod status_writer;
 pub mod task;

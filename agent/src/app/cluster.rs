@@ -7,20 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use tokio::sync::watch;
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::rustls::ClientConfig;
 use tunnel::link::LinkState;
+use tunnel::renewal::{self, Clock};
 use tunnel::{Identity, JoinOptions, ServerAddr, Token, balancer, identity, tls};
 
 use crate::api::Client;
-use crate::backoff::{Backoff, jitter};
+use crate::backoff::jitter;
+use crate::clock;
 use crate::config::Config;
 use crate::join::token_text;
 use crate::kubelet::Credentials;
 use crate::node::address;
 
-/// Certificates are renewed this long before the first ends; K3s' live a year.
-const RENEW_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// A look at the list of servers when nothing has happened.
 const SERVERS_EVERY: Duration = Duration::from_secs(3600);
 
@@ -37,14 +38,60 @@ pub(super) struct Cluster {
     pub controller_tls: watch::Sender<Arc<ClientConfig>>,
     pub credentials: watch::Sender<Credentials>,
     pub configured: ServerAddr,
-    fresh: bool,
+    start: Start,
     /// The list of servers comes from a watch: nobody needs to fetch it.
     followed: Arc<AtomicBool>,
 }
 
+/// What the identity is worth at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// Just joined.
+    Fresh,
+    /// From disk and valid. The server is asked again soon: its configuration may have changed.
+    Stored,
+    /// From disk and ran out. No server is asked for anything else before it is renewed; pods run.
+    Expired,
+    /// From disk, and the clock shows a time before it was made. No server is asked for anything before the clock is set.
+    ClockBehind { made: SystemTime },
+}
+
+impl Start {
+    fn judge(identity: &Identity, now: SystemTime) -> Start {
+        let made = identity.not_before();
+        if now < made {
+            Start::ClockBehind { made }
+        } else if identity.expires().is_ok_and(|until| until > now) {
+            Start::Stored
+        } else {
+            Start::Expired
+        }
+    }
+
+    /// One line for whoever wonders why the node is silent.
+    fn tell(self, identity: &Identity) {
+        let text = |time: SystemTime| clock::seconds(OffsetDateTime::from(time));
+        match self {
+            Start::Fresh | Start::Stored => {}
+            Start::Expired => {
+                let ended = identity.expires().map(text).unwrap_or_default();
+                tracing::warn!(ended, "the certificates of this node ran out; it joins again with its token, known pods run meanwhile");
+            }
+            Start::ClockBehind { made } => {
+                let (clock, made) = (text(SystemTime::now()), text(made));
+                tracing::warn!(
+                    clock,
+                    made,
+                    "the clock is behind the time this node joined: waiting for it to be set, known pods run meanwhile"
+                );
+            }
+        }
+    }
+}
+
 impl Cluster {
-    /// The identity on disk where there is one that is valid, so that a start needs no network; else joins, for as long as
-    /// trying again can help.
+    /// The identity on disk where there is one, so that a start needs no network; else joins, for as long as trying again can
+    /// help.
     pub(super) async fn join(config: &Config) -> anyhow::Result<Cluster> {
         let configured = ServerAddr::from_url(&config.server)?;
         let stored = match identity::load(&config.data_dir) {
@@ -54,19 +101,25 @@ impl Cluster {
                 None
             }
         };
-        let valid = stored.filter(|identity| identity.expires().is_ok_and(|until| until > SystemTime::now()));
-        let (identity, node_ips, fresh) = match valid {
-            Some(identity) => (identity, address::find(config, Some(&configured)), false),
+        let (identity, node_ips, start) = match stored {
+            Some(identity) => {
+                let start = Start::judge(&identity, SystemTime::now());
+                start.tell(&identity);
+                (identity, address::find(config, Some(&configured)), start)
+            }
             None => {
                 let (identity, ips) = join_patiently(config, &configured).await?;
-                (identity, ips, true)
+                (identity, ips, Start::Fresh)
             }
         };
         if !node_ips.is_empty() {
             identity.config.check(&node_ips).map_err(|text| crate::config::Problems(vec![text]))?;
         }
-        let known = balancer::load(&config.data_dir, &configured).unwrap_or_default();
-        let servers = if known.is_empty() { vec![configured.clone()] } else { known };
+        let servers = match start {
+            Start::Fresh | Start::Stored => known_servers(config, &configured),
+            // Links and API clients wait for a list.
+            Start::Expired | Start::ClockBehind { .. } => Vec::new(),
+        };
         let (node, tunnel, controller) = tls_of(&identity)?;
         let credentials = Credentials::new(&identity.kubelet_serving, &identity.client_ca)?;
         Ok(Cluster {
@@ -78,7 +131,7 @@ impl Cluster {
             controller_tls: watch::Sender::new(controller),
             credentials: watch::Sender::new(credentials),
             configured,
-            fresh,
+            start,
             followed: Arc::default(),
         })
     }
@@ -116,16 +169,83 @@ impl Cluster {
         }
     }
 
-    /// Renews certificates and the list of servers for ever.
-    pub(super) async fn keep(self, config: Arc<Config>, mut links: watch::Receiver<BTreeMap<ServerAddr, LinkState>>) {
-        let mut identity = self.identity.clone();
-        // After a start from disk the server is asked again soon: its configuration may have changed.
-        let mut join_due = !self.fresh;
-        let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
-        let mut settled = jitter(Duration::from_secs(10));
+    /// Renews certificates and the list of servers for ever. `clients` have connections that shall not outlive the identity they
+    /// were made with.
+    pub(super) async fn keep(self, config: Arc<Config>, links: watch::Receiver<BTreeMap<ServerAddr, LinkState>>, clients: Vec<Client>) {
+        match self.start {
+            Start::Fresh | Start::Stored => tokio::time::sleep(jitter(Duration::from_secs(10))).await,
+            Start::Expired => {}
+            Start::ClockBehind { made } => {
+                clock::reached(made).await;
+                tracing::info!("the clock was set");
+                self.admit(&config);
+            }
+        }
+        let identity = watch::Sender::new(self.identity.clone());
+        let options = renewal::Options {
+            fraction: config.certificate_renewal,
+            clock: Clock::system(),
+            at_once: self.start != Start::Fresh,
+            fresh: self.start == Start::Fresh,
+            wake: Arc::new(Notify::new()),
+            retry: (Duration::from_secs(5), Duration::from_secs(600)),
+        };
+        let wake = Arc::clone(&options.wake);
+        let certificates = self.identity.validities().unwrap_or_default();
+        let renew = || async {
+            let renewed = self.join_again(&config, &clients).await.map_err(|error| format!("{error:#}"))?;
+            if renewed.config != identity.borrow().config {
+                tracing::warn!("the server's configuration changed; restart the agent to use it (pods keep running)");
+            }
+            let validities = renewed.validities().map_err(|error| error.to_string())?;
+            let until = validities.iter().map(|v| v.until).min().map(|until| clock::seconds(OffsetDateTime::from(until)));
+            tracing::info!(until = until.unwrap_or_default(), "certificates renewed");
+            identity.send_replace(renewed);
+            self.admit(&config);
+            Ok(validities)
+        };
+        tokio::join!(
+            renewal::keep(options, certificates, renew),
+            self.keep_servers(&config, &identity, links, &wake),
+            self.follow_clock(&wake),
+        );
+    }
+
+    /// From now on servers may be asked.
+    fn admit(&self, config: &Config) {
+        self.servers.send_if_modified(|servers| {
+            let closed = servers.is_empty();
+            if closed {
+                *servers = known_servers(config, &self.configured);
+            }
+            closed
+        });
+    }
+
+    /// Certificates that ran out by a clock that is ahead are good again once it is set.
+    async fn follow_clock(&self, wake: &Notify) {
+        while self.servers.borrow().is_empty() {
+            if clock::set_within(Duration::from_secs(60)).await {
+                wake.notify_one();
+            }
+        }
+    }
+
+    /// The list of servers: after the start, when a link changes, and every hour.
+    async fn keep_servers(
+        &self,
+        config: &Config,
+        identity: &watch::Sender<Identity>,
+        mut links: watch::Receiver<BTreeMap<ServerAddr, LinkState>>,
+        wake: &Notify,
+    ) {
         loop {
+            if !self.servers.borrow().is_empty() && !self.followed.load(Ordering::Relaxed) {
+                let identity = identity.borrow().clone();
+                self.refresh_servers(config, &identity).await;
+            }
             tokio::select! {
-                () = tokio::time::sleep(settled) => {}
+                () = tokio::time::sleep(jitter(SERVERS_EVERY)) => {}
                 changed = links.changed() => {
                     if changed.is_err() {
                         return;
@@ -133,42 +253,24 @@ impl Cluster {
                     // A lost link may mean that the list is old; one that came back, that it can be asked.
                     tokio::time::sleep(jitter(Duration::from_secs(2))).await;
                     links.mark_unchanged();
+                    wake.notify_one();
                 }
-            }
-            settled = jitter(SERVERS_EVERY);
-            let ends_soon = identity.expires().is_ok_and(|until| until < SystemTime::now() + RENEW_BEFORE);
-            if join_due || ends_soon {
-                match self.join_again(&config).await {
-                    Ok(renewed) => {
-                        backoff.reset();
-                        join_due = false;
-                        if renewed.config != identity.config {
-                            tracing::warn!("the server's configuration changed; restart the agent to use it (pods keep running)");
-                        }
-                        identity = renewed;
-                    }
-                    Err(error) => {
-                        tracing::debug!(error = %format!("{error:#}"), "not joined again yet");
-                        settled = backoff.next_wait();
-                        continue;
-                    }
-                }
-            }
-            if !self.followed.load(Ordering::Relaxed) {
-                self.refresh_servers(&config, &identity).await;
             }
         }
     }
 
-    async fn join_again(&self, config: &Config) -> anyhow::Result<Identity> {
+    async fn join_again(&self, config: &Config, clients: &[Client]) -> anyhow::Result<Identity> {
         let ips = if self.node_ips.is_empty() { address::find(config, Some(&self.configured)) } else { self.node_ips.clone() };
         let renewed = identity::join(&options(config, &self.configured, &ips)?).await?;
         let (node, tunnel, controller) = tls_of(&renewed)?;
         self.credentials.send_replace(Credentials::new(&renewed.kubelet_serving, &renewed.client_ca)?);
         self.node_tls.send_replace(node);
-        self.tunnel_tls.send_replace(tunnel);
         self.controller_tls.send_replace(controller);
-        tracing::info!("identity renewed");
+        // The links open anew with this; watches begin again where they were.
+        self.tunnel_tls.send_replace(tunnel);
+        for client in clients {
+            client.reconnect().await;
+        }
         Ok(renewed)
     }
 
@@ -194,6 +296,11 @@ impl Cluster {
     }
 }
 
+fn known_servers(config: &Config, configured: &ServerAddr) -> Vec<ServerAddr> {
+    let known = balancer::load(&config.data_dir, configured).unwrap_or_default();
+    if known.is_empty() { vec![configured.clone()] } else { known }
+}
+
 fn options(config: &Config, server: &ServerAddr, node_ips: &[IpAddr]) -> anyhow::Result<JoinOptions> {
     let token = match token_text(config) {
         Ok(text) => Some(Token::parse(&text).context("reading the token")?),
@@ -215,21 +322,34 @@ async fn join_patiently(config: &Config, server: &ServerAddr) -> anyhow::Result<
     let mut last = String::new();
     loop {
         let ips = address::find(config, Some(server));
+        let mut clock_is_wrong = false;
         let problem = if ips.is_empty() {
             "this machine has no address yet that other nodes could reach; connect it, or set node-ip".to_owned()
         } else {
             match identity::join(&options(config, server, &ips)?).await {
                 Ok(identity) => return Ok((identity, ips)),
-                Err(error) if error.is_retryable() => crate::telemetry::chain(&error),
+                Err(error) if error.is_retryable() => {
+                    clock_is_wrong = error.is_clock();
+                    crate::telemetry::chain(&error)
+                }
                 Err(error) => return Err(error.into()),
             }
         };
         // K3s waits 5 to 10 s, for ever; the same words are not logged twice in a row.
         if problem != last {
-            tracing::warn!(server = %server, error = %problem, "not joined yet, retrying");
+            if clock_is_wrong {
+                tracing::warn!(server = %server, error = %problem, "not joined yet, waiting for the clock to be set");
+            } else {
+                tracing::warn!(server = %server, error = %problem, "not joined yet, retrying");
+            }
             last = problem;
         }
-        tokio::time::sleep(jitter(Duration::from_secs(8))).await;
+        if clock_is_wrong {
+            // The server's clock may be the wrong one, so it is asked again now and then.
+            clock::set_within(Duration::from_secs(300)).await;
+        } else {
+            tokio::time::sleep(jitter(Duration::from_secs(8))).await;
+        }
     }
 }
 

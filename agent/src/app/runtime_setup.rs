@@ -8,9 +8,9 @@ use cgroup::OwnLimits;
 use runtime::managed::{Managed, ManagedOptions, may_lower_oom_score};
 
 use super::machine_setup::Prepared;
-use super::registries;
 use crate::backoff::Backoff;
 use crate::config::{CgroupDriver, Config, ContainerdMode};
+use crate::registries;
 
 const SYSTEM_SOCKET: &str = "/run/containerd/containerd.sock";
 
@@ -59,7 +59,9 @@ async fn answers(socket: &Path) -> bool {
 pub(super) async fn start(config: &Config, machine: &Prepared) -> anyhow::Result<Runtime> {
     if let Some(socket) = &config.container_runtime_endpoint {
         if let Some(file) = &config.registries_file {
-            tracing::warn!(path = %file.display(), "not used: this containerd is not ours, its own configuration says how registries are reached");
+            // The drop-in of our package has the system's containerd read this directory; another one is told here how to.
+            let certs = registries::write(Some(file), certs_dir(config))?.unwrap_or_default();
+            tracing::info!(path = %file.display(), config_path = %certs.display(), "credentials are used; for mirrors this containerd has to have this config_path");
         }
         let client = runtime::Client::connect(socket);
         wait(&client, socket).await;
@@ -68,10 +70,15 @@ pub(super) async fn start(config: &Config, machine: &Prepared) -> anyhow::Result
     }
     std::fs::create_dir_all(&config.cni_conf_dir).with_context(|| format!("making {}", config.cni_conf_dir.display()))?;
     let mut options = options(config, machine);
-    options.registry_config = registries::write(config.registries_file.as_deref(), config.data_dir.join("agent/etc/containerd/certs.d"))?;
+    options.registry_config = registries::write(config.registries_file.as_deref(), certs_dir(config))?;
     let managed = Managed::start(&options).await.context("starting a containerd of our own")?;
     let client = managed.client();
     Ok(Runtime { client, keeper: Some(Keeper(crate::task::spawn(managed.keep(options)))) })
+}
+
+/// How registries are reached, for containerd's `config_path`; read at each pull.
+fn certs_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("agent/etc/containerd/certs.d")
 }
 
 /// How our own containerd is made; `leave` stops it with the same.

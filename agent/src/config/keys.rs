@@ -75,6 +75,7 @@ pub(super) const KEYS: &[(&str, Use)] = &[
     ("tunnel-ping-interval", Yes),
     ("tunnel-ping-wait", Yes),
     ("node-password-file", Yes),
+    ("certificate-renewal", Yes),
 ];
 
 /// Flags of `k3s server` that people leave in a shared file. K3s' agent refuses them as well.

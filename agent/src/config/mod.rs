@@ -57,6 +57,8 @@ pub struct Config {
     pub container_logs_dir: Option<PathBuf>,
     /// `/etc/rancher/node/password`, K3s' own place.
     pub node_password_file: PathBuf,
+    /// `certificate-renewal`: share of a certificate's life after which it is renewed, 0 to 0.95.
+    pub certificate_renewal: f64,
 
     /// Where the kubepods tree starts below each hierarchy (kubelet-arg `cgroup-root`), `/` by default.
     pub cgroup_root: String,
@@ -183,6 +185,7 @@ impl Config {
             pod_logs_dir: dir.join("log/pods"),
             container_logs_dir: None,
             node_password_file: dir.join("node-password"),
+            certificate_renewal: tunnel::renewal::FRACTION,
             cgroup_root: "/".to_owned(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             kubelet_address: loopback,

@@ -106,6 +106,7 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         node_taints: r.taints(),
         node_name,
         node_ips,
+        certificate_renewal: certificate_renewal(&mut r),
         node_password_file: PathBuf::from(r.text("node-password-file").unwrap_or_else(|| "/etc/rancher/node/password".to_owned())),
         cgroup_root: r.cgroup_root(),
         cgroup_driver: match r.arg("cgroup-driver").as_deref() {
@@ -154,6 +155,15 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         container_logs_dir,
     };
     if r.problems.0.is_empty() { Ok((config, warnings)) } else { Err(r.problems) }
+}
+
+fn certificate_renewal(r: &mut Resolver<'_>) -> f64 {
+    let share =
+        r.parsed::<f64>("certificate-renewal", "a share of the certificate's life such as 0.7").unwrap_or(tunnel::renewal::FRACTION);
+    if !(0.0..=0.95).contains(&share) {
+        r.bad("certificate-renewal", &share.to_string(), "is not between 0 (renew at once and every minute, for tests) and 0.95");
+    }
+    share
 }
 
 fn join(ips: &[IpAddr]) -> String {

@@ -10,6 +10,7 @@ pub mod machine;
 pub mod register;
 pub mod reserve;
 pub mod resolver;
+pub mod skew;
 pub mod status;
 
 use std::collections::BTreeMap;
@@ -94,7 +95,7 @@ struct Loop {
 /// Runs for ever.
 pub async fn run(deps: Deps, out: Outputs) {
     let mut this = Loop {
-        version: status::kubelet_version(None),
+        version: skew::kubelet_version(None),
         deps,
         out,
         runtime: RuntimeFacts::default(),
@@ -152,7 +153,11 @@ impl Loop {
 
     async fn try_register(&mut self) -> Result<Node, Error> {
         if let Ok(version) = self.deps.client.get::<ServerVersion>("/version").await {
-            self.version = status::kubelet_version(version.minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok());
+            let minor = skew::minor(&version.minor);
+            self.version = skew::kubelet_version(minor);
+            if let Some(concern) = minor.and_then(skew::concern) {
+                tracing::warn!(minor = version.minor, "{concern}");
+            }
         }
         let (body, conditions) = self.compute();
         let network = self.deps.network_annotations.clone();

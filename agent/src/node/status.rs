@@ -167,16 +167,6 @@ pub fn flips(before: &[NodeCondition], after: &[NodeCondition]) -> Vec<&'static 
         .collect()
 }
 
-/// The version we speak, or that of an older server: a kubelet must not be newer than its API server.
-pub fn kubelet_version(server_minor: Option<u32>) -> String {
-    match server_minor {
-        Some(minor) if minor < OUR_MINOR => format!("v1.{minor}.0+edge1"),
-        Some(_) | None => format!("v1.{OUR_MINOR}.3+edge1"),
-    }
-}
-
-const OUR_MINOR: u32 = 36;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,14 +220,6 @@ mod tests {
         assert_eq!(third[3].last_transition_time.as_deref(), Some("T3"));
         assert_eq!(flips(&second, &third), ["NodeNotReady"]);
         assert_eq!(flips(&[], &first), ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID", "NodeReady"]);
-    }
-
-    #[test]
-    fn the_version_is_never_newer_than_the_server() {
-        assert_eq!(kubelet_version(Some(28)), "v1.28.0+edge1");
-        assert_eq!(kubelet_version(Some(36)), "v1.36.3+edge1");
-        assert_eq!(kubelet_version(Some(40)), "v1.36.3+edge1");
-        assert_eq!(kubelet_version(None), "v1.36.3+edge1");
     }
 
     #[test]

@@ -63,6 +63,7 @@ use crate::config::{Config, Taint};
 use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
+use crate::registries::Logins;
 use crate::status_writer;
 
 pub use view::{ContainerView, PodView, View};
@@ -78,6 +79,8 @@ pub struct Deps {
     pub recorder: Recorder,
     pub status: status_writer::Handle,
     pub metrics: Arc<Metrics>,
+    /// Credentials of registries, where a pod brings none.
+    pub logins: Arc<Logins>,
     /// The newest facts about this node.
     pub node: watch::Receiver<Arc<NodeFacts>>,
 }

@@ -88,7 +88,7 @@ impl Worker {
         let work = async {
             let permit = shared.pulls.acquire().await;
             let began = time::now();
-            let (credentials, missing) = images::credentials(&shared.deps.objects, &pod, image).await;
+            let (credentials, missing) = images::credentials(&shared.deps.objects, &shared.deps.logins, &pod, image).await;
             let mut last = None;
             for auth in credentials {
                 match shared.deps.runtime.pull_image(image, auth, config.clone()).await {

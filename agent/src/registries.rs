@@ -1,15 +1,17 @@
-//! K3s' `registries.yaml` to containerd's `certs.d/HOST/hosts.toml` (k3s-agent.md 6.8), for our own containerd.
+//! K3s' `registries.yaml` (k3s-agent.md 6.8): mirrors and TLS become containerd's `certs.d/HOST/hosts.toml`, credentials go
+//! along with each pull, so that they stand in no second file and no containerd has to be restarted for them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use runtime::cri::AuthConfig;
 use serde::Deserialize;
 
 use crate::config::Problems;
 use crate::ledger::write_whole;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct File {
     mirrors: BTreeMap<String, Mirror>,
@@ -23,11 +25,21 @@ struct Mirror {
     rewrite: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Registry {
-    auth: Option<yaml_serde::Value>,
+    auth: Option<Auth>,
     tls: Tls,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Auth {
+    username: String,
+    password: String,
+    /// base64 of `user:password`.
+    auth: String,
+    identity_token: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -41,12 +53,52 @@ struct Tls {
 
 const MARK: &str = "# Made by edge-agent from registries.yaml; changes are lost.";
 
-/// Writes the directory and returns it; None without a file. Directories of an earlier file that are not wanted any more go.
-pub(super) fn write(file: Option<&Path>, certs: PathBuf) -> anyhow::Result<Option<PathBuf>> {
-    let Some(file) = file else { return Ok(None) };
+fn read(file: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(file).map_err(|error| Problems(vec![format!("private-registry: {}: {error}", file.display())]))?;
     let parsed: Option<File> = yaml_serde::from_str(&text).map_err(|error| Problems(vec![format!("{}: {error}", file.display())]))?;
-    let (wanted, warnings) = hosts(&parsed.unwrap_or_default());
+    Ok(parsed.unwrap_or_default())
+}
+
+/// Who to be at which registry.
+#[derive(Default)]
+pub struct Logins(File);
+
+impl Logins {
+    /// From `registries.yaml`; nobody without a file.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Logins> {
+        file.map_or_else(|| Ok(Logins::default()), |file| read(file).map(Logins))
+    }
+
+    /// What to try, one after the other, when pulling from `host` as an image name spells it. Each counts for one endpoint
+    /// only: a mirror's password is not shown to the registry behind it.
+    pub fn of(&self, host: &str) -> Vec<AuthConfig> {
+        let host = if host == "index.docker.io" { "docker.io" } else { host };
+        let mirror = self.0.mirrors.get(host).or_else(|| self.0.mirrors.get("*"));
+        let endpoints = mirror.into_iter().flat_map(|mirror| &mirror.endpoint).map(|endpoint| url(endpoint));
+        let mut found: Vec<AuthConfig> = Vec::new();
+        for endpoint in endpoints.chain(default_server(host)) {
+            let (scheme, authority) = (endpoint.split("://").next().unwrap_or("https"), authority(&endpoint));
+            let server_address = format!("{scheme}://{authority}");
+            let Some(auth) = config_of(&self.0, authority).and_then(|registry| registry.auth.as_ref()) else { continue };
+            if found.iter().all(|known| known.server_address != server_address) {
+                found.push(AuthConfig {
+                    username: auth.username.clone(),
+                    password: auth.password.clone(),
+                    auth: auth.auth.clone(),
+                    identity_token: auth.identity_token.clone(),
+                    server_address,
+                    ..AuthConfig::default()
+                });
+            }
+        }
+        found
+    }
+}
+
+/// Writes the directory and returns it; None without a file. Directories of an earlier file that are not wanted any more go.
+pub fn write(file: Option<&Path>, certs: PathBuf) -> anyhow::Result<Option<PathBuf>> {
+    let Some(file) = file else { return Ok(None) };
+    let (wanted, warnings) = hosts(&read(file)?);
     for warning in warnings {
         tracing::warn!(path = %file.display(), "{warning}");
     }
@@ -69,25 +121,31 @@ pub(super) fn write(file: Option<&Path>, certs: PathBuf) -> anyhow::Result<Optio
 fn hosts(file: &File) -> (BTreeMap<String, String>, Vec<String>) {
     let mut out = BTreeMap::new();
     let mut warnings = Vec::new();
-    for (host, registry) in &file.configs {
-        if registry.auth.is_some() {
-            warnings.push(format!("configs: {host}: auth is not used by this version; give pods an imagePullSecret"));
-        }
-    }
     let none = Mirror::default();
     let mirrored = file.mirrors.iter().map(|(host, mirror)| (host.as_str(), mirror));
     let configured = file.configs.keys().map(String::as_str).filter(|host| !file.mirrors.contains_key(*host)).map(|host| (host, &none));
     for (host, mirror) in mirrored.chain(configured) {
-        if !mirror.rewrite.is_empty() {
-            warnings.push(format!("mirrors: {host}: rewrite is not understood by a containerd that is not K3s' own"));
-        }
+        let below = mirror.rewrite.iter().filter_map(|(pattern, into)| {
+            let below = prefix(pattern, into);
+            if below.is_none() {
+                warnings.push(format!(
+                    "mirrors: {host}: rewrite {pattern:?}: only the containerd of K3s changes names by pattern; here a mirror can put \
+                     something before every name (\"^(.*)$\": \"something/$1\"), other images are asked for under their own names"
+                ));
+            }
+            below
+        });
+        let below = below.last();
         let mut text = format!("{MARK}\n");
         let default = default_server(host);
         if let Some(default) = &default {
             text.push_str(&format!("server = {}\n", quoted(default)));
         }
         let mut seen = Vec::new();
-        let endpoints = mirror.endpoint.iter().map(|endpoint| url(endpoint));
+        let endpoints = mirror.endpoint.iter().map(|endpoint| match &below {
+            Some(below) => format!("{}/{below}", url(endpoint)),
+            None => url(endpoint),
+        });
         for endpoint in endpoints.chain(default.filter(|_| config_of(file, host).is_some())) {
             if seen.contains(&endpoint) {
                 continue;
@@ -101,6 +159,19 @@ fn hosts(file: &File) -> (BTreeMap<String, String>, Vec<String>) {
         out.insert(if host == "*" { "_default".to_owned() } else { host.to_owned() }, text);
     }
     (out, warnings)
+}
+
+/// What a rewrite puts before every name, if that is all it does: `^(.*)$` to `something/$1`. The path of an endpoint says
+/// the same to any containerd.
+fn prefix(pattern: &str, into: &str) -> Option<String> {
+    let inner = pattern.strip_prefix('^').unwrap_or(pattern);
+    let below = match inner.strip_suffix('$').unwrap_or(inner) {
+        "(.*)" | "(.+)" => into.strip_suffix("$1").or_else(|| into.strip_suffix("${1}"))?,
+        "" if pattern == "^" => into,
+        _ => return None,
+    };
+    let below = below.strip_suffix('/')?.trim_start_matches('/');
+    (!below.is_empty() && !below.contains('$')).then(|| below.to_owned())
 }
 
 fn table(endpoint: &str, registry: Option<&Registry>) -> String {
@@ -189,11 +260,46 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_expressed_is_said() {
-        let (_, warnings) =
-            of("mirrors:\n  a:\n    endpoint: [b]\n    rewrite: {x: y}\nconfigs:\n  a:\n    auth: {username: u, password: p}\n");
-        assert_eq!(warnings.len(), 2);
-        assert!(!warnings.join(" ").contains('p'.to_string().repeat(2).as_str()));
+    fn a_rewrite_that_puts_something_before_every_name_becomes_the_path_of_the_mirror() {
+        for (pattern, into, want) in [
+            ("^(.*)$", "cache/hub/$1", Some("cache/hub")),
+            ("(.*)", "/cache/${1}", Some("cache")),
+            ("^", "cache/", Some("cache")),
+            ("^rancher/(.*)", "x/$1", None),
+            ("^(.*)$", "cache-$1", None),
+            ("^(.*)/(.*)$", "$2/$1", None),
+            ("(.*)", "$1", None),
+        ] {
+            assert_eq!(prefix(pattern, into).as_deref(), want, "{pattern} {into}");
+        }
+        let (files, warnings) =
+            of("mirrors:\n  a:\n    endpoint: [\"http://b:5000\"]\n    rewrite: {'^(.*)$': 'c/$1', '^x/(.*)': 'y/$1'}\n");
+        assert!(
+            files["a"].contains("[host.\"http://b:5000/v2/c\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true"),
+            "{}",
+            files["a"]
+        );
+        assert!(warnings.len() == 1 && warnings[0].contains("^x/(.*)"), "{warnings:?}");
+    }
+
+    #[test]
+    fn each_endpoint_is_told_its_own_password_only() {
+        let text = "mirrors:\n  docker.io:\n    endpoint: [\"https://m1.lan:5000\", \"http://m2.lan\"]\nconfigs:\n  m1.lan:5000:\n    auth: {username: u1, password: p1}\n  docker.io:\n    auth: {auth: dTpw}\n  plain.lan:\n    auth: {identity_token: t}\n  tls.lan:\n    tls: {insecure_skip_verify: true}\n";
+        let logins = Logins(yaml_serde::from_str(text).unwrap());
+        let told = |host: &str| {
+            let all = logins.of(host).into_iter();
+            all.map(|a| format!("{} {}{}{}{}", a.server_address, a.username, a.password, a.auth, a.identity_token)).collect::<Vec<_>>()
+        };
+        let hub = ["https://m1.lan:5000 u1p1", "https://registry-1.docker.io dTpw"];
+        assert_eq!(told("docker.io"), hub);
+        assert_eq!(told("index.docker.io"), hub);
+        assert_eq!(told("plain.lan"), ["https://plain.lan t"]);
+        assert_eq!(told("tls.lan"), Vec::<String>::new());
+        assert_eq!(told("elsewhere.lan"), Vec::<String>::new());
+        let everywhere = Logins(yaml_serde::from_str("configs:\n  '*':\n    auth: {username: u, password: p}\n").unwrap());
+        assert_eq!(everywhere.of("elsewhere.lan")[0].server_address, "https://elsewhere.lan");
+        let wrong = yaml_serde::from_str::<File>("configs:\n  a:\n    auth: {user: u}\n");
+        assert!(wrong.is_err_and(|error| error.to_string().contains("user")));
     }
 
     #[test]
