@@ -67,13 +67,13 @@ impl fmt::Display for Liveness {
 pub(super) fn resolve(r: &mut Resolver<'_>) -> Liveness {
     let mut all = Liveness::new(r.parsed::<bool>("metered", "true or false").unwrap_or(false));
     // A server forgets a session 60 s after the last ping, which has to fit with one question lost (k3s-agent.md 4.5).
-    let limits = [("tunnel-ping-interval", 1, 50), ("tunnel-ping-wait", 1, 60)];
-    for (key, low, high) in limits {
+    let limits = [("tunnel-ping-interval", 50, "7s; a server waits 60s for a ping"), ("tunnel-ping-wait", 60, "3s")];
+    for (key, high, example) in limits {
         let Some(text) = r.text(key).filter(|text| !text.is_empty()) else { continue };
-        match go_duration(&text).filter(|seconds| (low..=high).contains(seconds)) {
+        match go_duration(&text).filter(|seconds| (1..=high).contains(seconds)) {
             Some(seconds) if key == "tunnel-ping-interval" => all.ping_interval = Duration::from_secs(seconds),
             Some(seconds) => all.ping_wait = Duration::from_secs(seconds),
-            None => r.bad(key, &text, &format!("is not a duration from {low}s to {high}s, for example 7s; a server waits 60s for a ping")),
+            None => r.bad(key, &text, &format!("is not a duration from 1s to {high}s, for example {example}")),
         }
     }
     all

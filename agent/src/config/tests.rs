@@ -55,8 +55,11 @@ fn drop_ins_replace_and_append_in_name_order() {
 fn every_bad_line_is_named_with_its_value_and_a_remedy() {
     let cases: &[(&str, &str)] = &[
         ("node-nmae: a", "config.yaml: unknown key node-nmae; did you mean node-name?"),
-        ("tunnel-ping-interval: 55s", "config.yaml: tunnel-ping-interval: 55s: is not a duration from 1s to 50s"),
-        ("tunnel-ping-wait: soon", "config.yaml: tunnel-ping-wait: soon: is not a duration from 1s to 60s"),
+        (
+            "tunnel-ping-interval: 55s",
+            "config.yaml: tunnel-ping-interval: 55s is not a duration from 1s to 50s, for example 7s; a server waits 60s for a ping",
+        ),
+        ("tunnel-ping-wait: soon", "config.yaml: tunnel-ping-wait: soon is not a duration from 1s to 60s, for example 3s"),
         ("metered: perhaps", "config.yaml: metered: perhaps: is not true or false"),
         ("frobnicate: a", "config.yaml: unknown key frobnicate; remove it"),
         ("tls-san: a", "config.yaml: tls-san: is a key of `k3s server`, an agent has no use for it; remove it"),
