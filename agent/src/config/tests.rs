@@ -60,7 +60,7 @@ fn every_bad_line_is_named_with_its_value_and_a_remedy() {
             "config.yaml: tunnel-ping-interval: 55s is not a duration from 1s to 50s, for example 7s; a server waits 60s for a ping",
         ),
         ("tunnel-ping-wait: soon", "config.yaml: tunnel-ping-wait: soon is not a duration from 1s to 60s, for example 3s"),
-        ("metered: perhaps", "config.yaml: metered: perhaps: is not true or false"),
+        ("metered: perhaps", "config.yaml: metered: perhaps is not true or false"),
         ("frobnicate: a", "config.yaml: unknown key frobnicate; remove it"),
         ("tls-san: a", "config.yaml: tls-san: is a key of `k3s server`, an agent has no use for it; remove it"),
         ("selinux: true", "config.yaml: selinux: true: is not supported here; it would label containers for SELinux; remove it"),
