@@ -12,6 +12,7 @@ use network::nft::{Firewall, Masquerade};
 use network::routes::{Own, Peer, Refused, Routes};
 use network::{CniConfig, VxlanPeer, Written};
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::api::Client;
 use crate::api::node::Node;
@@ -21,6 +22,10 @@ use crate::vxlan_ends::{self, End};
 
 /// Somebody may have removed a route or rule: look again this often.
 const REPAIR: Duration = Duration::from_secs(60);
+
+/// Other programs flush the whole firewall, and nothing tells of it: it is written again this often. A program is run for it,
+/// which is dearer than looking at routes.
+const FIREWALL_REPAIR: Duration = Duration::from_secs(300);
 
 /// What the server said about the network.
 #[derive(Debug, Clone)]
@@ -82,19 +87,22 @@ pub async fn run(mut deps: Deps) {
         Err(error) => tracing::warn!(error = %chain(&error), "forwarding cannot be switched on, pods will not reach other nodes"),
     }
     let Some(pod_cidrs) = pod_networks(&mut deps.node).await else { return };
-    let mut current = Vec::new();
-    apply(&deps, &mut current, pod_cidrs);
+    let mut applied = Applied::default();
+    apply(&deps, &mut applied, pod_cidrs);
     let follow = async {
         let mut node = deps.node.clone();
-        let mut current = current;
+        let mut applied = applied;
+        let mut repair = tokio::time::interval(REPAIR);
+        repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        repair.reset();
         loop {
             tokio::select! {
                 changed = node.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(REPAIR) => {}
+                _ = repair.tick() => {}
             }
             let cidrs = node.borrow_and_update().as_ref().map(|node| node.pod_networks()).unwrap_or_default();
             if !cidrs.is_empty() {
-                apply(&deps, &mut current, cidrs);
+                apply(&deps, &mut applied, cidrs);
             }
         }
     };
@@ -115,18 +123,32 @@ async fn pod_networks(node: &mut watch::Receiver<Option<Arc<Node>>>) -> Option<V
     node.as_ref().map(|node| node.pod_networks())
 }
 
+/// What was put in place.
+#[derive(Default)]
+struct Applied {
+    pod_cidrs: Vec<IpNet>,
+    /// When the firewall took its rules; None: it has not.
+    firewall: Option<Instant>,
+}
+
+impl Applied {
+    fn firewall_is_due(&self, pod_cidrs: &[IpNet], now: Instant) -> bool {
+        self.pod_cidrs != pod_cidrs || self.firewall.is_none_or(|at| now.duration_since(at) >= FIREWALL_REPAIR)
+    }
+}
+
 /// CNI configuration and masquerading for these pod networks. Short file and netlink work; nothing waits for a network.
-fn apply(deps: &Deps, current: &mut Vec<IpNet>, pod_cidrs: Vec<IpNet>) {
+fn apply(deps: &Deps, applied: &mut Applied, pod_cidrs: Vec<IpNet>) {
     let mut cni = CniConfig::new(pod_cidrs.clone(), deps.cluster.pod_networks.clone(), deps.config.cni_state_dir.clone());
     cni.bridge.clone_from(&deps.config.bridge);
     cni.mtu = match deps.ends.iter().map(|end| end.mtu).min() {
         Some(mtu) => Some(mtu),
         None => network::default_interface().ok().flatten().map(|interface| interface.mtu),
     };
-    let changed_range = !current.is_empty() && *current != pod_cidrs;
+    let changed_range = !applied.pod_cidrs.is_empty() && applied.pod_cidrs != pod_cidrs;
     if changed_range {
         // The bridge keeps the old range's address, and every pod would fail with "already has an IP address different from".
-        tracing::warn!(from = ?current, to = ?pod_cidrs, "podCIDR changed, bridge is made anew");
+        tracing::warn!(from = ?applied.pod_cidrs, to = ?pod_cidrs, "podCIDR changed, bridge is made anew");
         if let Err(error) = network::delete_interface(&deps.config.bridge) {
             tracing::warn!(bridge = %deps.config.bridge, error = %chain(&error), "bridge cannot be removed");
         }
@@ -141,12 +163,16 @@ fn apply(deps: &Deps, current: &mut Vec<IpNet>, pod_cidrs: Vec<IpNet>) {
     }
     let masquerade =
         Masquerade { cluster_cidrs: deps.cluster.pod_networks.clone(), pod_cidrs: pod_cidrs.clone(), ipv6: deps.cluster.masquerade_ipv6 };
-    if *current != pod_cidrs {
-        if let Err(error) = Firewall::new(&deps.config.node_name).apply(&masquerade) {
-            tracing::warn!(error = %chain(&error), "masquerading rules not set, pods do not reach the outside");
+    if applied.firewall_is_due(&pod_cidrs, Instant::now()) {
+        match Firewall::new(&deps.config.node_name).apply(&masquerade) {
+            Ok(()) => applied.firewall = Some(Instant::now()),
+            Err(error) => {
+                applied.firewall = None;
+                tracing::warn!(error = %chain(&error), retry_in = ?REPAIR, "masquerading rules not set, pods do not reach the outside");
+            }
         }
     }
-    *current = pod_cidrs;
+    applied.pod_cidrs = pod_cidrs;
 }
 
 /// Keeps the ways to the pods of all other nodes.
@@ -154,6 +180,9 @@ async fn follow_peers(deps: &Deps, backend: Backend) {
     let mut watch = deps.controller.watch::<Node>("/api/v1/nodes", "");
     let mut peers: BTreeMap<String, VxlanPeer> = BTreeMap::new();
     let mut known = false;
+    // Beside the changes: in a large cluster there is always one within a minute.
+    let mut repair = tokio::time::interval(REPAIR);
+    repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             change = watch.next() => {
@@ -180,7 +209,7 @@ async fn follow_peers(deps: &Deps, backend: Backend) {
                     }
                 }
             }
-            () = tokio::time::sleep(REPAIR) => {}
+            _ = repair.tick() => {}
         }
         if !known {
             continue;
@@ -254,4 +283,21 @@ fn peer(node: &Node, own: &str, backend: Backend) -> Option<(String, VxlanPeer)>
 
 fn chain(error: &dyn std::error::Error) -> String {
     crate::telemetry::chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_firewall_is_written_again_after_a_failure_a_new_range_and_a_while() {
+        let range = |text: &str| vec![text.parse::<IpNet>().unwrap()];
+        let start = Instant::now();
+        let applied = Applied { pod_cidrs: range("10.42.1.0/24"), firewall: Some(start) };
+        assert!(!applied.firewall_is_due(&range("10.42.1.0/24"), start + REPAIR));
+        assert!(applied.firewall_is_due(&range("10.42.2.0/24"), start));
+        assert!(applied.firewall_is_due(&range("10.42.1.0/24"), start + FIREWALL_REPAIR));
+        let failed = Applied { pod_cidrs: range("10.42.1.0/24"), firewall: None };
+        assert!(failed.firewall_is_due(&range("10.42.1.0/24"), start));
+    }
 }

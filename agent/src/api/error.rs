@@ -60,8 +60,29 @@ impl Error {
         }
     }
 
+    /// For events and statuses: what the server said, as a kubelet passes it on, else the whole error.
+    pub fn event_message(&self) -> String {
+        match self {
+            Error::Status { message, .. } if !message.is_empty() => message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// The server could not be reached at all.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Error::Deadline { .. } | Error::Transport { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_say_what_the_server_said() {
+        let refused = Error::Status { code: 403, reason: "Forbidden".to_owned(), message: "secrets \"s\" is forbidden".to_owned() };
+        assert_eq!(refused.event_message(), "secrets \"s\" is forbidden");
+        let bare = Error::Status { code: 502, reason: "Bad Gateway".to_owned(), message: String::new() };
+        assert_eq!(bare.event_message(), "server answered 502 Bad Gateway: ");
     }
 }

@@ -40,7 +40,8 @@ pub(super) fn prepare(config: &Config, metrics: &Metrics) -> anyhow::Result<Prep
     let pod_tree = PodTree::new(hierarchy.clone(), &config.cgroup_root, driver).context("naming the pods' control groups")?;
     let enforced = pod_tree.ensure_root(&NodeAllocatable::from(&reservation)).context("enforcing the reservation")?;
     if !enforced.unavailable.is_empty() {
-        tracing::warn!(controllers = ?enforced.unavailable, "not limited here, the kernel does not offer these controllers");
+        // A new node is not joined like this. One that is a node already goes on: its pods without limits are better than none.
+        tracing::warn!(controllers = ?enforced.unavailable, "pods run without these limits, as the kernel does not offer the controllers; edge-agent preflight names the remedy");
     }
     tracing::info!(group = %enforced.group, memory_limit = ?enforced.memory_limit, max_pods = reservation.max_pods, "reservation enforced");
     if let Some(limit) = enforced.memory_limit {

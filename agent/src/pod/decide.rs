@@ -15,6 +15,7 @@ use super::status::phase;
 use super::step::{Kill, Step, StopAll};
 use super::time::{Nanos, SECOND};
 use super::translate;
+use super::volumes;
 use crate::api::pod::{Container, Pod, RestartPolicy};
 
 /// Everything a decision rests on.
@@ -144,10 +145,10 @@ fn bring_up(facts: &Facts<'_>) -> Step {
                 let sandboxes = seen.sandboxes.iter().filter(|s| s.ready).map(|s| s.id.clone()).collect();
                 return Step::StopSandboxes { sandboxes };
             }
-            return Step::RunSandbox { attempt: sandbox.attempt + 1 };
+            return make_sandbox(facts, sandbox.attempt + 1);
         }
         // A container without a sandbox in the list cannot be used; the runtime removes both together.
-        None => return Step::RunSandbox { attempt: 0 },
+        None => return make_sandbox(facts, 0),
     };
 
     let mut turn = Turn { facts, sandbox: &current.id, until: deadline(facts.pod, facts.start_time) };
@@ -159,6 +160,11 @@ fn bring_up(facts: &Facts<'_>) -> Step {
         return Step::Discard { containers, sandboxes };
     }
     Step::Wait { until: turn.until }
+}
+
+/// As on a kubelet a pod has no sandbox before its volumes can be made. What needs no looking up is made beside it.
+fn make_sandbox(facts: &Facts<'_>, attempt: u32) -> Step {
+    if facts.history.volumes_found || !volumes::may_be_missing(facts.pod) { Step::RunSandbox { attempt } } else { Step::FindVolumes }
 }
 
 fn has_network(pod: &Pod, sandbox: &runtime::observe::ObservedSandbox) -> bool {
@@ -173,7 +179,7 @@ struct Turn<'a> {
     until: Option<Nanos>,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
     fn containers(&mut self) -> Option<Step> {
         let spec = &self.facts.pod.spec;
         // Once a regular container exists in this sandbox, init containers have done their work.
@@ -194,7 +200,7 @@ impl Turn<'_> {
     }
 
     /// The newest instance in this sandbox.
-    fn here(&self, container: &Container) -> Option<&ObservedContainer> {
+    fn here(&self, container: &Container) -> Option<&'a ObservedContainer> {
         latest(self.facts.seen, &container.name).filter(|o| o.sandbox == *self.sandbox)
     }
 
@@ -207,7 +213,7 @@ impl Turn<'_> {
             ContainerState::ContainerCreated => (self.resume(container, instance.id.clone()), false),
             ContainerState::ContainerRunning => (None, false),
             ContainerState::ContainerExited if instance.exit_code == 0 => (None, true),
-            ContainerState::ContainerExited => (self.restart(container, instance.finished_at), false),
+            ContainerState::ContainerExited => (self.restart(container, instance), false),
             ContainerState::ContainerUnknown => (Some(kill(container, instance, Kill::Unknown)), false),
         }
     }
@@ -219,11 +225,10 @@ impl Turn<'_> {
         match instance.state {
             ContainerState::ContainerCreated => (self.resume(container, instance.id.clone()), false),
             ContainerState::ContainerRunning => {
-                let instance = instance.clone();
                 let started = self.facts.health.started(self.facts.pod, container, &instance.id);
-                (self.sick(container, &instance), started)
+                (self.sick(container, instance), started)
             }
-            ContainerState::ContainerExited => (self.restart(container, instance.finished_at), false),
+            ContainerState::ContainerExited => (self.restart(container, instance), false),
             ContainerState::ContainerUnknown => (Some(kill(container, instance, Kill::Unknown)), false),
         }
     }
@@ -239,15 +244,12 @@ impl Turn<'_> {
         };
         match instance.state {
             ContainerState::ContainerCreated => self.resume(container, instance.id.clone()),
-            ContainerState::ContainerRunning => {
-                let instance = instance.clone();
-                self.sick(container, &instance)
-            }
+            ContainerState::ContainerRunning => self.sick(container, instance),
             ContainerState::ContainerExited => {
                 if !phase::may_restart(self.facts.pod.spec.restart_policy, instance.exit_code) {
                     return None;
                 }
-                self.restart(container, instance.finished_at)
+                self.restart(container, instance)
             }
             ContainerState::ContainerUnknown => Some(kill(container, instance, Kill::Unknown)),
         }
@@ -268,8 +270,8 @@ impl Turn<'_> {
         None
     }
 
-    fn restart(&mut self, container: &Container, finished: Nanos) -> Option<Step> {
-        if let Some((until, _)) = self.facts.history.restart_wait(container, finished, self.facts.now) {
+    fn restart(&mut self, container: &Container, ended: &ObservedContainer) -> Option<Step> {
+        if let Some((until, _)) = self.facts.history.wait_after(container, ended, self.facts.now) {
             self.wait(until);
             return None;
         }

@@ -118,6 +118,39 @@ fn up() -> Vec<ObservedSandbox> {
 }
 
 #[test]
+fn a_pod_has_no_sandbox_before_its_volumes_can_be_made() {
+    let with = |volumes: serde_json::Value| case(json!({"containers": [{"name": "c", "image": "i"}], "volumes": volumes}), vec![], vec![]);
+    let token = json!({"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "kube-root-ca.crt"}}]}});
+    assert_eq!(with(json!([token, {"name": "e", "emptyDir": {}}])).step(), Step::RunSandbox { attempt: 0 });
+    let sources = [
+        json!({"configMap": {"name": "m"}}),
+        json!({"secret": {"secretName": "s"}}),
+        json!({"hostPath": {"path": "/dev/ttyUSB0", "type": "CharDevice"}}),
+        json!({"projected": {"sources": [{"secret": {"name": "s"}}]}}),
+    ];
+    for mut volume in sources {
+        volume["name"] = "v".into();
+        let mut case = with(json!([token, volume]));
+        assert_eq!(case.step(), Step::FindVolumes, "{volume}");
+        case.history.retry_at = Some(NOW + SECOND);
+        assert_eq!(case.step(), Step::Wait { until: Some(NOW + SECOND) });
+        (case.history.retry_at, case.history.volumes_found) = (None, true);
+        assert_eq!(case.step(), Step::RunSandbox { attempt: 0 });
+    }
+}
+
+#[test]
+fn a_container_killed_for_its_probe_is_started_at_once() {
+    let mut case = case(one(), up(), vec![exited("c", 1, 137), exited("c", 0, 1)]);
+    let spec = case.pod.spec.containers[0].clone();
+    case.seen.containers[1].finished_at = NOW - 40 * SECOND;
+    case.history.restarting(&spec, NOW - 40 * SECOND, NOW - 40 * SECOND);
+    assert_eq!(case.step(), Step::Wait { until: Some(NOW + 9 * SECOND) }, "one that ended by itself waits");
+    case.history.killed(&spec, &"c1".into(), Some(NOW - 40 * SECOND), NOW);
+    assert_eq!(case.step(), start("c", 2));
+}
+
+#[test]
 fn a_new_pod_gets_a_sandbox_then_its_containers_in_order() {
     let two = json!({"containers": [{"name": "a"}, {"name": "b"}]});
     assert_eq!(case(two.clone(), vec![], vec![]).step(), Step::RunSandbox { attempt: 0 });
@@ -364,6 +397,7 @@ impl World {
         self.now += SECOND / 10;
         match step {
             Step::Wait { until } => self.now = until.unwrap_or(self.now).max(self.now),
+            Step::FindVolumes => self.case.history.volumes_found = whole,
             Step::RunSandbox { attempt } => {
                 self.made += 1;
                 assert!(self.case.seen.sandboxes.iter().all(|s| !s.ready), "two sandboxes at once");

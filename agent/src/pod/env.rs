@@ -32,11 +32,11 @@ pub async fn gather(objects: &Objects, pod: &Pod, container: &Container) -> Resu
     for (kind, name) in references(container) {
         match kind {
             Kind::ConfigMap => {
-                let found = objects.config_map(namespace, name).await.map_err(|e| e.to_string())?;
+                let found = objects.config_map(namespace, name).await.map_err(|e| e.event_message())?;
                 inputs.config_maps.insert(name.to_owned(), found);
             }
             Kind::Secret => {
-                let found = objects.secret(namespace, name).await.map_err(|e| e.to_string())?;
+                let found = objects.secret(namespace, name).await.map_err(|e| e.event_message())?;
                 inputs.secrets.insert(name.to_owned(), found);
             }
         }
@@ -46,13 +46,13 @@ pub async fn gather(objects: &Objects, pod: &Pod, container: &Container) -> Resu
     let services = objects
         .services("default")
         .await
-        .map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {e}"))?;
+        .map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {}", e.event_message()))?;
     inputs.services.extend(services.iter().filter(|s| s.metadata.name == "kubernetes" || links && namespace == "default").cloned());
     if links && namespace != "default" {
         let own = objects
             .services(namespace)
             .await
-            .map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {e}"))?;
+            .map_err(|e| format!("services have not yet been read at least once, cannot construct envvars: {}", e.event_message()))?;
         inputs.services.extend(own);
     }
     Ok(inputs)

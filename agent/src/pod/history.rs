@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use runtime::ContainerId;
+use runtime::observe::ObservedContainer;
+
 use super::time::{Nanos, SECOND};
 use crate::api::pod::Container;
 
@@ -43,14 +46,25 @@ pub struct Failure {
     pub retry_at: Nanos,
 }
 
+/// An instance that this worker stopped in order to start it again at once.
+#[derive(Debug, Clone, PartialEq)]
+struct Killed {
+    id: ContainerId,
+    /// When the instance before it ended, if there was one.
+    before: Option<Nanos>,
+}
+
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
     restarts: BTreeMap<String, BackOff>,
     pulls: BTreeMap<String, BackOff>,
     failures: BTreeMap<String, Failure>,
+    killed: BTreeMap<String, Killed>,
     /// Whole-pod steps (sandbox, volumes, cgroup, release) wait until here.
     pub retry_at: Option<Nanos>,
+    /// What its volumes are made of was found once.
+    pub volumes_found: bool,
     /// Volumes, mounts and cgroup of this pod were taken down since the worker began.
     pub released: bool,
     /// The server was told that nothing is left.
@@ -72,6 +86,28 @@ impl History {
         }
         let until = finished + back_off.delay;
         (now < until).then_some((until, back_off.delay))
+    }
+
+    /// An instance was stopped for its probe or its definition. A kubelet stops and starts in one turn, in which the newest
+    /// end it knows is that of the instance before (`before`): its wait counts from there. Only where that wait is not over
+    /// does it look again, and then as after any end.
+    pub fn killed(&mut self, container: &Container, id: &ContainerId, before: Option<Nanos>, now: Nanos) {
+        if before.is_none_or(|before| self.restart_wait(container, before, now).is_none()) {
+            self.killed.insert(container.name.clone(), Killed { id: id.clone(), before });
+        }
+    }
+
+    /// The end that the wait of an ended instance's successor counts from; None when nothing has to be waited for.
+    pub fn counted_end(&self, container: &Container, id: &ContainerId, finished: Nanos) -> Option<Nanos> {
+        match self.killed.get(&container.name).filter(|killed| killed.id == *id) {
+            Some(killed) => killed.before,
+            None => Some(finished),
+        }
+    }
+
+    /// [`History::restart_wait`] of an instance that ended, however it did.
+    pub fn wait_after(&self, container: &Container, ended: &ObservedContainer, now: Nanos) -> Option<(Nanos, Nanos)> {
+        self.restart_wait(container, self.counted_end(container, &ended.id, ended.finished_at)?, now)
     }
 
     /// A container that ended at `finished` is started again: the next wait is longer.
@@ -148,6 +184,29 @@ mod tests {
             now += SECOND;
         }
         assert_eq!(waits, [0, 10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn an_instance_killed_for_its_probe_waits_from_the_end_before_it() {
+        let (c, mut history, mut now) = (container("a"), History::default(), 0);
+        let mut ends: Vec<Nanos> = Vec::new();
+        let mut waits = Vec::new();
+        for attempt in 0..6 {
+            // Killed 15 s after its start each time.
+            now += 15 * SECOND;
+            let id = ContainerId::from(format!("c{attempt}"));
+            history.killed(&c, &id, ends.last().copied(), now);
+            ends.push(now);
+            let counted = history.counted_end(&c, &id, now);
+            let until = counted.and_then(|end| history.restart_wait(&c, end, now)).map_or(now, |w| w.0);
+            waits.push((until - now) / SECOND);
+            now = until;
+            if let Some(end) = counted {
+                history.restarting(&c, end, now);
+            }
+        }
+        // No end is known at the first; the second makes a wait of 10 s, which is over by the third; that of 20 s is not.
+        assert_eq!(waits, [0, 0, 0, 20, 40, 80]);
     }
 
     #[test]

@@ -139,10 +139,12 @@ fn matching(mut logins: Vec<(String, Login)>, image: &str) -> Vec<AuthConfig> {
         .into_iter()
         .filter(|(key, _)| fits(key, &host, &path))
         .map(|(_, login)| {
-            let decoded = base64::engine::general_purpose::STANDARD.decode(login.auth.trim()).ok().and_then(|b| String::from_utf8(b).ok());
+            // Written with or without padding; where both forms are given this one counts.
+            let encoded = login.auth.trim().trim_end_matches('=');
+            let decoded = base64::engine::general_purpose::STANDARD_NO_PAD.decode(encoded).ok().and_then(|b| String::from_utf8(b).ok());
             let (user, password) = match decoded.as_deref().and_then(|t| t.split_once(':')) {
-                Some((user, password)) if login.username.is_empty() => (user.to_owned(), password.to_owned()),
-                _ => (login.username, login.password),
+                Some((user, password)) => (user.to_owned(), password.to_owned()),
+                None => (login.username, login.password),
             };
             AuthConfig { username: user, password, ..Default::default() }
         })
@@ -241,5 +243,10 @@ mod tests {
         .unwrap();
         let found = matching(parse(&secret), "r.io/x");
         assert_eq!((found[0].username.as_str(), found[0].password.as_str()), ("u", "p:q"));
+        let login = |auth: &str| Login { username: "other".to_owned(), password: "x".to_owned(), auth: auth.to_owned() };
+        for (auth, wanted) in [("dTpw", ("u", "p")), ("dXM6cA==", ("us", "p")), ("dXM6cA", ("us", "p")), ("", ("other", "x"))] {
+            let found = matching(vec![("r.io".to_owned(), login(auth))], "r.io/x");
+            assert_eq!((found[0].username.as_str(), found[0].password.as_str()), wanted, "{auth}");
+        }
     }
 }

@@ -60,50 +60,28 @@ impl Worker {
 
     async fn pull(&mut self, container: &Container, image: &str) -> Result<cri::Image, ()> {
         let name = container.name.as_str();
-        let asked = time::now();
-        if let Some(until) = self.history.pull_wait(image, asked) {
-            let before = self.history.failure(name).map(|f| f.message.clone()).unwrap_or_default();
-            let before = if before.starts_with("Back-off") { String::new() } else { format!(": {}: {before}", reasons::ERR_IMAGE_PULL) };
+        if let Some(until) = self.history.pull_wait(image, time::now()) {
             let text = format!("Back-off pulling image \"{}\"", container.image);
+            let message = match self.history.failure(name) {
+                Some(failure) if failure.reason == reasons::ERR_IMAGE_PULL => {
+                    format!("{text}: {}: {}", reasons::ERR_IMAGE_PULL, failure.message)
+                }
+                // Looked at again within the same wait.
+                Some(failure) if failure.reason == reasons::IMAGE_PULL_BACK_OFF => failure.message.clone(),
+                _ => text.clone(),
+            };
             self.event(Some(name), Type::Normal, "BackOff", &text);
             self.event(Some(name), Type::Warning, "Failed", &format!("Error: {}", reasons::IMAGE_PULL_BACK_OFF));
-            self.history
-                .failed(name, Failure { reason: reasons::IMAGE_PULL_BACK_OFF, message: format!("{text}{before}"), retry_at: until });
+            self.history.failed(name, Failure { reason: reasons::IMAGE_PULL_BACK_OFF, message, retry_at: until });
             return Err(());
         }
         self.tell_now("pull");
-        self.event(Some(name), Type::Normal, "Pulling", &format!("Pulling image \"{}\"", container.image));
         let shared = self.shared.clone();
         let mut inbox = self.inbox();
         let pod = self.pod.clone();
-        let config = self.seen.sandbox().map(|s| cri::PodSandboxConfig {
-            metadata: Some(cri::PodSandboxMetadata {
-                name: pod.metadata.name.clone(),
-                uid: pod.metadata.uid.clone(),
-                namespace: pod.metadata.namespace.clone(),
-                attempt: s.attempt,
-            }),
-            ..Default::default()
-        });
-        let work = async {
-            let permit = shared.pulls.acquire().await;
-            let began = time::now();
-            let (credentials, missing) = images::credentials(&shared.deps.objects, &shared.deps.logins, &pod, image).await;
-            let mut last = None;
-            for auth in credentials {
-                match shared.deps.runtime.pull_image(image, auth, config.clone()).await {
-                    Ok(reference) => {
-                        drop(permit);
-                        let found = shared.deps.runtime.image_status(&reference).await.ok().flatten();
-                        return (missing, Ok((found.unwrap_or(cri::Image { id: reference, ..Default::default() }), began)));
-                    }
-                    Err(error) => last = Some(error),
-                }
-            }
-            (missing, Err(last))
-        };
-        let (missing, pulled) = tokio::select! {
-            done = work => done,
+        // Before the queue: a server that is away must not keep the pulls of others waiting.
+        let (credentials, missing) = tokio::select! {
+            got = images::credentials(&shared.deps.objects, &shared.deps.logins, &pod, image) => got,
             () = Worker::told_to_stop(&mut inbox) => return Err(()),
         };
         if !missing.is_empty() {
@@ -117,6 +95,37 @@ impl Worker {
                 ),
             );
         }
+        self.event(Some(name), Type::Normal, "Pulling", &format!("Pulling image \"{}\"", container.image));
+        let asked = time::now();
+        let config = self.seen.sandbox().map(|s| cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: pod.metadata.name.clone(),
+                uid: pod.metadata.uid.clone(),
+                namespace: pod.metadata.namespace.clone(),
+                attempt: s.attempt,
+            }),
+            ..Default::default()
+        });
+        let work = async {
+            let permit = shared.pulls.acquire().await;
+            let began = time::now();
+            let mut last = None;
+            for auth in credentials {
+                match shared.deps.runtime.pull_image(image, auth, config.clone()).await {
+                    Ok(reference) => {
+                        drop(permit);
+                        let found = shared.deps.runtime.image_status(&reference).await.ok().flatten();
+                        return Ok((found.unwrap_or(cri::Image { id: reference, ..Default::default() }), began));
+                    }
+                    Err(error) => last = Some(error),
+                }
+            }
+            Err(last)
+        };
+        let pulled = tokio::select! {
+            done = work => done,
+            () = Worker::told_to_stop(&mut inbox) => return Err(()),
+        };
         let now = time::now();
         match pulled {
             Ok((found, began)) => {

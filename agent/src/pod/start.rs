@@ -62,8 +62,9 @@ impl Worker {
                 return Err(());
             }
         };
-        if let Some(finished) = self.seen.container(name).filter(|c| c.finished_at > 0).map(|c| c.finished_at) {
-            self.history.restarting(container, finished, time::now());
+        let ended = self.seen.container(name).filter(|c| c.finished_at > 0);
+        if let Some(counted) = ended.and_then(|ended| self.history.counted_end(container, &ended.id, ended.finished_at)) {
+            self.history.restarting(container, counted, time::now());
         }
         let parent = self.deps().pod_tree.cgroup_parent(&self.uid, resources::qos(&pod)).unwrap_or_default();
         let hostname = hosts::sandbox_hostname(&pod, &self.deps().config.cluster_domain).unwrap_or_default();
@@ -246,7 +247,10 @@ impl Worker {
             Kill::Changed | Kill::Unknown => None,
         };
         let grace = of_probe.and_then(|p| p.termination_grace_period_seconds).or(pod.spec.termination_grace_period_seconds).unwrap_or(30);
+        let before = self.seen.containers.iter().filter(|c| c.name == name && c.id != *id && c.finished_at > 0);
+        let before = before.map(|c| c.finished_at).max();
         self.stop_one(container, id, grace).await;
+        self.history.killed(container, id, before, time::now());
         self.stale = true;
     }
 }

@@ -9,6 +9,8 @@ use super::time::{self, Nanos};
 pub enum Step {
     /// Nothing, until news or this instant.
     Wait { until: Option<Nanos> },
+    /// Look for what the volumes are made of: ConfigMaps, Secrets, paths of the host.
+    FindVolumes,
     /// Volumes, cgroup and a sandbox of this attempt.
     RunSandbox { attempt: u32 },
     /// Image, container of this attempt, start, postStart hook.
@@ -58,6 +60,7 @@ pub fn describe(step: &Step) -> String {
     match step {
         Step::Wait { until: None } => "wait for news".to_owned(),
         Step::Wait { until: Some(at) } => format!("wait until {}", time::rfc3339(*at)),
+        Step::FindVolumes => "look for what the volumes are made of".to_owned(),
         Step::RunSandbox { attempt } => format!("run sandbox, attempt {attempt}"),
         Step::Start { container, attempt } => {
             format!("start container {container}, attempt {attempt}")

@@ -24,8 +24,13 @@ use crate::events::Type;
 pub(super) const INSTANCE: &str = "edge-agent.io/node";
 /// Pause while the runtime has no network configuration yet.
 const NETWORK_PAUSE: Nanos = SECOND / 2;
+/// The first pause between tries of a pod's volumes; doubled each time.
+const VOLUME_FIRST_PAUSE: Nanos = SECOND / 2;
 /// The longest pause between tries of a pod's volumes.
 const VOLUME_PAUSE: Nanos = 120 * SECOND;
+/// The server's authoriser learns of a binding a moment after the node does; a refusal that soon says nothing.
+const AUTHORISER: Nanos = 2 * SECOND;
+const AUTHORISER_PAUSE: Nanos = SECOND / 10;
 
 /// A step that failed was told to the user and noted in the history; the worker goes on.
 pub(super) type Done = Result<(), ()>;
@@ -35,6 +40,7 @@ impl Worker {
     pub(super) async fn perform(&mut self, step: Step) -> bool {
         match step {
             Step::Wait { .. } => {}
+            Step::FindVolumes => self.find_volumes().await,
             Step::RunSandbox { attempt } => {
                 let _ = self.run_sandbox(attempt).await;
             }
@@ -98,6 +104,18 @@ impl Worker {
         let config = &self.deps().config;
         let host = fs::read_to_string(&config.resolv_conf).unwrap_or_default();
         dns::resolve(&self.pod, &config.cluster_dns, &config.cluster_domain, &HostResolver::parse(&host))
+    }
+
+    async fn find_volumes(&mut self) {
+        let (pod, mut inbox) = (self.pod.clone(), self.inbox());
+        let found = tokio::select! {
+            found = volumes::find(&self.shared.deps, &pod) => found,
+            () = Worker::told_to_stop(&mut inbox) => return,
+        };
+        match found {
+            Ok(()) => self.history.volumes_found = true,
+            Err(failure) => self.volumes_failed(&failure),
+        }
     }
 
     async fn run_sandbox(&mut self, attempt: u32) -> Done {
@@ -193,10 +211,15 @@ impl Worker {
     }
 
     pub(super) fn volumes_failed(&mut self, failure: &volumes::Failure) {
+        let now = time::now();
+        if failure.message.contains("403 Forbidden") && now - self.start_time < AUTHORISER {
+            self.history.retry_at = Some(now + AUTHORISER_PAUSE);
+            return;
+        }
         self.event(None, Type::Warning, "FailedMount", &failure.to_string());
-        let pause = SECOND << self.volume_failures.min(7);
+        let pause = VOLUME_FIRST_PAUSE << self.volume_failures.min(8);
         self.volume_failures += 1;
-        self.history.retry_at = Some(time::now() + pause.min(VOLUME_PAUSE));
+        self.history.retry_at = Some(now + pause.min(VOLUME_PAUSE));
     }
 
     /// The pod's cgroup and directories; returns the cgroup parent for CRI.

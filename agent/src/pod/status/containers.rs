@@ -75,7 +75,7 @@ fn show_retry(facts: &Facts<'_>, container: &Container, newest: &ObservedContain
     if facts.stopping || !phase::may_restart(policy, newest.exit_code) {
         return;
     }
-    let back_off = facts.history.restart_wait(container, newest.finished_at, facts.now);
+    let back_off = facts.history.wait_after(container, newest, facts.now);
     if back_off.is_none() && facts.history.failure(&container.name).is_none() {
         // The wait is over and the start under way: until it succeeds or fails nothing else is told.
         let told = facts.before.container(&container.name).filter(|b| b.restart_count == status.restart_count);

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Component, Path};
 
+use super::ownership;
 use super::payload::Files;
 use crate::pod::time;
 
@@ -41,16 +42,20 @@ fn replace(dir: &Path, files: &Files, group: Option<i64>) -> io::Result<()> {
     let name = fresh_name(dir);
     let new = dir.join(&name);
     fs::create_dir(&new)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(if group.is_some() { 0o2775 } else { 0o755 }))?;
-    give(&new, None, group)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
     for (path, file) in files {
         let at = new.join(path);
         if let Some(parent) = at.parent() {
             fs::create_dir_all(parent)?;
         }
         fs::write(&at, &file.content)?;
-        give(&at, file.owner, group)?;
-        fs::set_permissions(&at, fs::Permissions::from_mode(mode(file.mode, group)))?;
+        if file.owner.is_some() {
+            lchown(&at, file.owner, None)?;
+        }
+        fs::set_permissions(&at, fs::Permissions::from_mode(file.mode))?;
+    }
+    if let Some(group) = group {
+        ownership::readable(&new, group)?;
     }
     let tmp = dir.join(DATA_TMP);
     let _ = fs::remove_file(&tmp);
@@ -66,10 +71,6 @@ fn replace(dir: &Path, files: &Files, group: Option<i64>) -> io::Result<()> {
 /// With a group every file is readable by it.
 fn mode(wanted: u32, group: Option<u32>) -> u32 {
     if group.is_some() { wanted | 0o440 } else { wanted }
-}
-
-fn give(path: &Path, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
-    if owner.is_none() && group.is_none() { Ok(()) } else { lchown(path, owner, group) }
 }
 
 fn same(data: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
@@ -196,7 +197,13 @@ mod tests {
     fn a_group_may_read_everything() {
         let dir = tempfile::tempdir().unwrap();
         let own = fs::metadata(dir.path()).unwrap().gid();
-        write(dir.path(), &files(&[("k", "v", 0o400)]), Some(i64::from(own))).unwrap();
-        assert_eq!(fs::metadata(dir.path().join("k")).unwrap().mode() & 0o777, 0o440);
+        let wanted = files(&[("k", "v", 0o400), ("deep/x", "1", 0o600)]);
+        write(dir.path(), &wanted, Some(i64::from(own))).unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("k"), mode("deep/x")), (0o440, 0o640));
+        assert_eq!((mode("..data"), mode("deep")), (0o2755, 0o2755));
+        let first = fs::read_link(dir.path().join("..data")).unwrap();
+        write(dir.path(), &wanted, Some(i64::from(own))).unwrap();
+        assert_eq!(fs::read_link(dir.path().join("..data")).unwrap(), first, "the same content is not written again");
     }
 }

@@ -119,13 +119,40 @@ pub fn refresh_period(pod: &Pod) -> Option<Duration> {
     volumes.iter().any(slow).then_some(REFRESH_TOKENS)
 }
 
+/// Whether a volume of the pod rests on something that may not be there: a ConfigMap, a Secret, a path of the host. Tokens
+/// and the cluster's CA are always to be had.
+pub fn may_be_missing(pod: &Pod) -> bool {
+    let in_projected = |v: &Volume| {
+        let sources = v.projected.iter().flat_map(|p| &p.sources);
+        sources.into_iter().any(|s| s.secret.is_some() || s.config_map.as_ref().is_some_and(|c| c.name != ROOT_CA))
+    };
+    let of_host = |v: &Volume| v.host_path.as_ref().is_some_and(|h| h.kind.as_deref().is_some_and(|kind| !kind.is_empty()));
+    pod.spec.volumes.iter().any(|v| v.config_map.is_some() || v.secret.is_some() || of_host(v) || in_projected(v))
+}
+
+/// Looks for what the volumes rest on, tokens apart; writes nothing but the paths of the host that are to be made.
+pub async fn find(deps: &Deps, pod: &Arc<Pod>) -> Result<(), Failure> {
+    let node = deps.node.borrow().clone();
+    for volume in &pod.spec.volumes {
+        let failed = |message| Failure { volume: volume.name.clone(), message };
+        let ask = payload::Ask { pod, node: &node, host_ips: &[], pod_ips: &[], tokens: false };
+        payload::gather(deps, volume, &ask).await.map_err(failed)?;
+        if let Some(host) = volume.host_path.clone() {
+            let work = tokio::task::spawn_blocking(move || host_path::prepare(&host.path, host.kind.as_deref().unwrap_or_default()));
+            work.await.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes or refreshes every volume of the pod. The addresses are what downward API files may ask for.
 pub async fn set_up(deps: &Deps, pod: &Arc<Pod>, dirs: &PodDirs, host_ips: &[String], pod_ips: &[String]) -> Result<(), Failure> {
     let node = deps.node.borrow().clone();
     let mut payloads = BTreeMap::new();
     for volume in &pod.spec.volumes {
         let failed = |message| Failure { volume: volume.name.clone(), message };
-        if let Some(files) = payload::gather(deps, pod, volume, &node, host_ips, pod_ips).await.map_err(failed)? {
+        let ask = payload::Ask { pod, node: &node, host_ips, pod_ips, tokens: true };
+        if let Some(files) = payload::gather(deps, volume, &ask).await.map_err(failed)? {
             payloads.insert(volume.name.clone(), files);
         }
     }

@@ -77,6 +77,10 @@ pub fn unmount_below(path: &Path) -> io::Result<()> {
         if below.is_empty() {
             return Ok(());
         }
+        // A bind shares what is mounted below it with its source: alone it is taken off here only, not on the host.
+        for point in &below {
+            let _ = mount(None::<&str>, *point, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>);
+        }
         for point in below {
             umount2(point, MntFlags::UMOUNT_NOFOLLOW)
                 .or_else(|_| umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW))
@@ -89,6 +93,31 @@ pub fn unmount_below(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_mounted_on_the_host_stays_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = fs::canonicalize(dir.path()).unwrap();
+        let (host, pod) = (top.join("host"), top.join("pod"));
+        fs::create_dir(&host).unwrap();
+        if let Err(e) = tmpfs(&host, None) {
+            assert_eq!(e.kind(), io::ErrorKind::PermissionDenied);
+            return eprintln!("skipped: this user may not mount");
+        }
+        let plain = |source: Option<&Path>, at: &Path, flags| mount(source, at, None::<&str>, flags, None::<&str>).unwrap();
+        plain(None, &host, MsFlags::MS_SHARED);
+        fs::create_dir(host.join("disk")).unwrap();
+        fs::create_dir(&pod).unwrap();
+        plain(Some(&host), &pod, MsFlags::MS_BIND);
+        // A disk that comes later is seen in the pod, too.
+        tmpfs(&host.join("disk"), None).unwrap();
+        assert!(Mounted::read().contains(&pod.join("disk")));
+        unmount_below(&pod).unwrap();
+        let mounted = Mounted::read();
+        assert!(mounted.contains(&host.join("disk")));
+        assert!(!mounted.contains(&pod));
+        unmount_below(&host).unwrap();
+    }
 
     #[test]
     fn mount_points_are_read_with_their_escapes() {

@@ -11,15 +11,24 @@ pub(super) fn apply(root: &Path, group: i64, only_on_mismatch: bool) -> io::Resu
     if only_on_mismatch && fits(root, group)? {
         return Ok(());
     }
-    walk(root, group)
+    walk(root, group, WRITABLE)
 }
+
+/// Gives the tree of a volume that pods only read to `group`: files gain r for it, directories rx and setgid.
+pub(super) fn readable(root: &Path, group: u32) -> io::Result<()> {
+    walk(root, group, READABLE)
+}
+
+/// Bits that directories and files gain.
+const WRITABLE: (u32, u32) = (0o2770, 0o660);
+const READABLE: (u32, u32) = (0o2550, 0o440);
 
 fn fits(root: &Path, group: u32) -> io::Result<bool> {
     let have = fs::symlink_metadata(root)?;
     Ok(have.gid() == group && have.mode() & 0o2770 == 0o2770)
 }
 
-fn walk(path: &Path, group: u32) -> io::Result<()> {
+fn walk(path: &Path, group: u32, gained: (u32, u32)) -> io::Result<()> {
     let have = fs::symlink_metadata(path)?;
     if have.gid() != group {
         lchown(path, None, Some(group))?;
@@ -27,7 +36,7 @@ fn walk(path: &Path, group: u32) -> io::Result<()> {
     if have.file_type().is_symlink() {
         return Ok(());
     }
-    let more = if have.is_dir() { 0o2770 } else { 0o660 };
+    let more = if have.is_dir() { gained.0 } else { gained.1 };
     // chown clears setgid of files, so the mode is written after it.
     let mode = have.mode() & 0o7777 | more;
     if have.mode() & 0o7777 != mode || have.gid() != group {
@@ -35,7 +44,7 @@ fn walk(path: &Path, group: u32) -> io::Result<()> {
     }
     if have.is_dir() {
         for entry in fs::read_dir(path)? {
-            walk(&entry?.path(), group)?;
+            walk(&entry?.path(), group, gained)?;
         }
     }
     Ok(())

@@ -22,17 +22,22 @@ pub(crate) type Files = BTreeMap<String, File>;
 /// Mode of files whose volume names none.
 const DEFAULT_MODE: u32 = 0o644;
 
+/// What files are gathered for.
+pub(super) struct Ask<'a> {
+    pub pod: &'a Pod,
+    pub node: &'a NodeFacts,
+    /// What downward API files may ask for.
+    pub host_ips: &'a [String],
+    pub pod_ips: &'a [String],
+    /// Service account tokens, too.
+    pub tokens: bool,
+}
+
 /// Files of a volume; None for kinds that have none of their own.
-pub(super) async fn gather(
-    deps: &Deps,
-    pod: &Pod,
-    volume: &Volume,
-    node: &NodeFacts,
-    host_ips: &[String],
-    pod_ips: &[String],
-) -> Result<Option<Files>, String> {
+pub(super) async fn gather(deps: &Deps, volume: &Volume, ask: &Ask<'_>) -> Result<Option<Files>, String> {
+    let (pod, node) = (ask.pod, ask.node);
     let mut files = Files::new();
-    let addresses = Addresses { pod_ips, host_ips };
+    let addresses = Addresses { pod_ips: ask.pod_ips, host_ips: ask.host_ips };
     if let Some(source) = &volume.config_map {
         config_map(deps, pod, source, source.default_mode.unwrap_or(DEFAULT_MODE), &mut files).await?;
     } else if let Some(source) = &volume.secret {
@@ -52,7 +57,7 @@ pub(super) async fn gather(
             if let Some(source) = &source.downward_api {
                 downward(pod, source, mode, node, addresses, &mut files)?;
             }
-            if let Some(source) = &source.service_account_token {
+            if let Some(source) = source.service_account_token.as_ref().filter(|_| ask.tokens) {
                 let file = token(deps, pod, source, mode).await?;
                 files.insert(source.path.clone(), file);
             }
@@ -64,13 +69,13 @@ pub(super) async fn gather(
 }
 
 async fn config_map(deps: &Deps, pod: &Pod, source: &ConfigMapVolume, mode: u32, files: &mut Files) -> Result<(), String> {
-    let found = deps.objects.config_map(&pod.metadata.namespace, &source.name).await.map_err(|e| e.to_string())?;
+    let found = deps.objects.config_map(&pod.metadata.namespace, &source.name).await.map_err(|e| e.event_message())?;
     let Some(found) = found else {
         return if source.optional == Some(true) { Ok(()) } else { Err(format!("configmap \"{}\" not found", source.name)) };
     };
     let mut content: BTreeMap<&str, Vec<u8>> = found.data.iter().map(|(k, v)| (k.as_str(), v.clone().into_bytes())).collect();
     content.extend(found.binary_data.iter().map(|(k, v)| (k.as_str(), env::binary(v).unwrap_or_default())));
-    project(content, &source.items, mode, source.optional == Some(true), files)
+    project("config", content, &source.items, mode, source.optional == Some(true), files)
 }
 
 async fn secret(
@@ -82,16 +87,23 @@ async fn secret(
     mode: u32,
     files: &mut Files,
 ) -> Result<(), String> {
-    let found = deps.objects.secret(&pod.metadata.namespace, name).await.map_err(|e| e.to_string())?;
+    let found = deps.objects.secret(&pod.metadata.namespace, name).await.map_err(|e| e.event_message())?;
     let Some(found) = found else {
         return if optional == Some(true) { Ok(()) } else { Err(format!("secret \"{name}\" not found")) };
     };
     let content = found.data.keys().map(|k| (k.as_str(), found.value(k).unwrap_or_default())).collect();
-    project(content, items, mode, optional == Some(true), files)
+    project("secret", content, items, mode, optional == Some(true), files)
 }
 
 /// All keys, or the chosen ones at their paths.
-fn project(mut content: BTreeMap<&str, Vec<u8>>, items: &[KeyToPath], mode: u32, optional: bool, files: &mut Files) -> Result<(), String> {
+fn project(
+    kind: &str,
+    mut content: BTreeMap<&str, Vec<u8>>,
+    items: &[KeyToPath],
+    mode: u32,
+    optional: bool,
+    files: &mut Files,
+) -> Result<(), String> {
     if items.is_empty() {
         files.extend(content.into_iter().map(|(key, content)| (key.to_owned(), File { content, mode, owner: None })));
         return Ok(());
@@ -102,7 +114,7 @@ fn project(mut content: BTreeMap<&str, Vec<u8>>, items: &[KeyToPath], mode: u32,
                 files.insert(item.path.clone(), File { content: content.clone(), mode: item.mode.unwrap_or(mode), owner: None });
             }
             None if optional => {}
-            None => return Err(format!("references non-existent config key: {}", item.key)),
+            None => return Err(format!("references non-existent {kind} key: {}", item.key)),
         }
     }
     Ok(())
@@ -145,7 +157,7 @@ async fn token(deps: &Deps, pod: &Pod, source: &ServiceAccountTokenProjection, m
         .objects
         .service_account_token(&pod.metadata.namespace, account, &request)
         .await
-        .map_err(|e| format!("failed to fetch token: {e}"))?;
+        .map_err(|e| format!("failed to fetch token: {}", e.event_message()))?;
     let owner = common_user(pod).and_then(|uid| u32::try_from(uid).ok());
     let group = pod.spec.security_context.as_ref().and_then(|c| c.fs_group);
     let mode = if owner.is_some() || group.is_some() { 0o600 } else { mode };
@@ -170,14 +182,16 @@ mod tests {
         let content = || BTreeMap::from([("a", b"1".to_vec()), ("b", b"2".to_vec())]);
         let item = |key: &str, mode| KeyToPath { key: key.to_owned(), path: format!("deep/{key}"), mode };
         let mut all = Files::new();
-        project(content(), &[], 0o644, false, &mut all).unwrap();
+        project("config", content(), &[], 0o644, false, &mut all).unwrap();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["a", "b"]);
         let mut some = Files::new();
-        project(content(), &[item("b", Some(0o400))], 0o644, false, &mut some).unwrap();
+        project("config", content(), &[item("b", Some(0o400))], 0o644, false, &mut some).unwrap();
         assert_eq!(some, Files::from([("deep/b".to_owned(), File { content: b"2".to_vec(), mode: 0o400, owner: None })]));
-        let missing = project(content(), &[item("c", None)], 0o644, false, &mut Files::new());
+        let missing = project("config", content(), &[item("c", None)], 0o644, false, &mut Files::new());
         assert_eq!(missing.unwrap_err(), "references non-existent config key: c");
-        assert!(project(content(), &[item("c", None)], 0o644, true, &mut Files::new()).is_ok());
+        let missing = project("secret", content(), &[item("c", None)], 0o644, false, &mut Files::new());
+        assert_eq!(missing.unwrap_err(), "references non-existent secret key: c");
+        assert!(project("config", content(), &[item("c", None)], 0o644, true, &mut Files::new()).is_ok());
     }
 
     #[test]

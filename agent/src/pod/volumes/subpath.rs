@@ -8,19 +8,26 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat, stat};
 
 use super::Mounted;
 
 /// Opens `sub` below `root` without following links, makes missing directories, and bind-mounts it on `pin`.
-/// Returns the path to give to the runtime. An existing pin is used again.
+/// Returns the path to give to the runtime. A pin of the same thing is used again; one of a file that was replaced since
+/// (a ConfigMap's) is made anew, for nothing can be mounted from a file that is gone.
 pub(super) fn pin(root: &Path, sub: &str, pin: &Path) -> io::Result<PathBuf> {
-    if Mounted::read().contains(pin) {
-        return Ok(pin.to_owned());
-    }
     let target = walk(root, sub)?;
     let kind = fstat(&target).map_err(io::Error::from)?;
+    if Mounted::read().contains(pin) {
+        let pinned = stat(pin).map_err(io::Error::from)?;
+        if (pinned.st_dev, pinned.st_ino) == (kind.st_dev, kind.st_ino) {
+            return Ok(pin.to_owned());
+        }
+        umount2(pin, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from)?;
+        // It may have been a file and now be a directory.
+        let _ = fs::remove_file(pin).or_else(|_| fs::remove_dir(pin));
+    }
     if let Some(parent) = pin.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -31,7 +38,7 @@ pub(super) fn pin(root: &Path, sub: &str, pin: &Path) -> io::Result<PathBuf> {
     }
     // The magic link names exactly what was opened, whatever happens to the path meanwhile.
     let source = format!("/proc/self/fd/{}", target.as_raw_fd());
-    mount(Some(source.as_str()), pin, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).map_err(io::Error::from)?;
+    mount(Some(source.as_str()), pin, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(io::Error::from)?;
     Ok(pin.to_owned())
 }
 
@@ -92,6 +99,33 @@ mod tests {
     fn end(root: &Path, sub: &str) -> io::Result<PathBuf> {
         let fd = walk(root, sub)?;
         fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_pinned_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap().join("v");
+        let at = root.parent().unwrap().join("pins/0");
+        let show = |name: &str, content: &str| {
+            fs::create_dir_all(root.join(name)).unwrap();
+            fs::write(root.join(name).join("key"), content).unwrap();
+            let _ = fs::remove_file(root.join("..data"));
+            symlink(name, root.join("..data")).unwrap();
+        };
+        show("..1", "old");
+        symlink("..data/key", root.join("key")).unwrap();
+        match pin(&root, "key", &at) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return eprintln!("skipped: this user may not mount"),
+            other => assert_eq!(other.unwrap(), at),
+        }
+        pin(&root, "key", &at).unwrap();
+        assert_eq!(fs::read_to_string(&at).unwrap(), "old");
+        show("..2", "new");
+        fs::remove_dir_all(root.join("..1")).unwrap();
+        pin(&root, "key", &at).unwrap();
+        assert_eq!(fs::read_to_string(&at).unwrap(), "new");
+        super::super::unmount_below(root.parent().unwrap()).unwrap();
+        assert!(!Mounted::read().contains(&at));
     }
 
     #[test]
