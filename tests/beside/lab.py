@@ -158,7 +158,7 @@ class Place:
         return ["nsenter", "--target", str(self.holder.pid), "--net", "--mount", "--", *command]
 
     def start(self, *command, path=""):
-        self.began = time.time()
+        self.began, self.command, self.path = time.time(), command, path
         self.process = self.start_process(self.inside(*command), path)
 
     def alive(self):
@@ -187,6 +187,14 @@ def all_pids():
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def command_of(pid):
+    """The base name of what a process was started as."""
+    try:
+        return os.path.basename(open(f"/proc/{pid}/cmdline").read().split("\0")[0].rstrip())
+    except OSError:
+        return None
+
+
 def mount_namespace(pid):
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt")
@@ -197,11 +205,14 @@ def mount_namespace(pid):
 class Lab:
     """Server, `k3s` node and `edge` node. Use with `with`."""
 
-    def __init__(self, release=None):
+    def __init__(self, same_containerd=True, own_files=False):
+        """`same_containerd`: our node runs the one K3s brings. `own_files`: our programs run from copies, so that others of
+        the same name on this machine do not share their pages."""
         self.prefix = f"bs{os.getpid():x}"
         self.dir = f"{os.environ.get('EDGE_TEST_DIR', '/var/lib/edge-agent-tests')}/{self.prefix}"
         self.bridge, self.kubeconfig = f"{self.prefix}b", f"{self.dir}/kubeconfig"
-        self.edge_bin = f"{release or os.environ['EDGE_BIN_DIR']}/edge-agent"
+        self.edge_bin, self.own_files = f"{os.environ['EDGE_BIN_DIR']}/edge-agent", own_files
+        self.same_containerd = same_containerd
         self.places, self.made = [], []
         used = run("ip", "-4", "-o", "addr")
         self.subnet = next(s for s in (f"10.212.{1 + (os.getpid() + n) % 200}" for n in range(200)) if f" {s}." not in used)
@@ -219,9 +230,12 @@ class Lab:
         os.makedirs(f"{self.dir}/bin")
         # The server from a file of its own: shared pages would make the agent look smaller.
         shutil.copy(k3s, f"{self.dir}/bin/k3s-server")
+        k3s_dir = os.path.dirname(k3s)
+        if self.own_files:
+            k3s = shutil.copy(k3s, f"{self.dir}/bin/k3s-node")
         for name in ("k3s", "kubectl", "containerd", "ctr"):
             os.symlink(k3s, f"{self.dir}/bin/{name}")
-        shim = f"{os.path.dirname(k3s)}/containerd-shim-runc-v2"
+        shim = f"{k3s_dir}/containerd-shim-runc-v2"
         if os.path.exists(shim):
             os.symlink(shim, f"{self.dir}/bin/containerd-shim-runc-v2")
         run("ip", "link", "add", self.bridge, "type", "bridge")
@@ -232,6 +246,14 @@ class Lab:
             os.symlink(plugin, f"{self.dir}/cni/{os.path.basename(plugin)}")
         shutil.copy(f"{os.path.dirname(os.path.realpath(__file__))}/flannel", f"{self.dir}/cni/flannel")
         self.path = f"{self.dir}/bin:{self.dir}/cni:"
+        self.edge_path = self.path if self.same_containerd else ""
+        if self.own_files:
+            os.makedirs(f"{self.dir}/own")
+            self.edge_bin = shutil.copy(self.edge_bin, f"{self.dir}/own")
+            if not self.same_containerd:
+                for name in ("containerd", "containerd-shim-runc-v2"):
+                    shutil.copy(shutil.which(name), f"{self.dir}/own")
+                self.edge_path = f"{self.dir}/own:"
         self.start_server()
         self.k3s = self.start_k3s()
         self.edge = self.start_edge()
@@ -300,15 +322,36 @@ class Lab:
         os.makedirs(f"{place.dir}/images")
         self.images(f"{place.dir}/images")
         self.run_dir = f"/run/{self.prefix}"
-        config = f"{self.dir}/edge.yaml"
-        extra = os.environ.get("EDGE_CONFIG", "")
+        # containerd is looked for in PATH.
+        self.configure(os.environ.get("EDGE_CONFIG", ""), place)
+        place.start(self.edge_bin, "run", "--config", f"{self.dir}/edge.yaml", path=self.edge_path)
+        return place
+
+    def configure(self, extra, place=None):
+        """Writes our agent's configuration; what runs does not read it again."""
+        place, config = place or self.edge, f"{self.dir}/edge.yaml"
         open(config, "w").write(
             f"server: https://{self.server.ip}:6443\ntoken: {TOKEN}\nnode-name: {place.name}\nnode-ip: {place.ip}\ndata-dir: {place.dir}\n"
             f"run-dir: {self.run_dir}\ncontainerd: managed\npod-logs-dir: {place.dir}/pod-logs\nnode-password-file: {place.dir}/password\n"
             f"kubelet-arg:\n  - root-dir={place.dir}/kubelet\n  - cgroup-root=/{place.name}\n{extra}\n")
         os.chmod(config, 0o600)
-        place.start(self.edge_bin, "run", "--config", config)
-        return place
+
+    def stop(self, place, with_containerd):
+        """Ends a node's agent (K3s' takes its containerd along) and waits until it has."""
+        place.process.terminate()
+        try:
+            place.process.wait(30)
+        except subprocess.TimeoutExpired:
+            place.process.kill()
+            place.process.wait(10)
+        if with_containerd:
+            found = lambda: [pid for pid in place.pids() if command_of(pid) == "containerd"]
+            for pid in found():
+                os.kill(pid, signal.SIGTERM)
+            wait(f"containerd of {place.name} ends", 30, lambda: not found())
+
+    def again(self, place):
+        place.start(*place.command, path=place.path)
 
     def images(self, directory):
         for file in glob.glob(f"{os.environ['EDGE_IMAGES']}/*.tar"):
