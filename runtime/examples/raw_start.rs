@@ -1,15 +1,16 @@
-//! `raw_start SOCKET IMAGE COUNT [PARALLEL]`: how long containerd itself takes to start a pod. Prints the median, the
-//! 99th percentile and the worst in milliseconds, for each call and in all, and removes the pods again.
+//! `raw_start SOCKET IMAGE COUNT [PARALLEL]`: how long containerd itself takes to start a pod. Groups of PARALLEL (1) are
+//! started at once and removed before the next one. Prints the median, the 99th percentile and the worst in milliseconds,
+//! for each call and in all, and until the last of a group ran.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{join_all, try_join_all};
 use runtime::bench::{RawPod, raw_remove, raw_start};
 use runtime::{Client, cri, labels};
-use tokio::task::JoinSet;
 
-async fn one(client: Client, image: String, number: usize) -> runtime::Result<RawPod> {
+fn configs(image: &str, number: usize) -> (cri::PodSandboxConfig, cri::ContainerConfig) {
     let uid = format!("raw-{}-{number}", std::process::id());
     let labels = BTreeMap::from([
         (labels::POD_UID.to_owned(), uid.clone()),
@@ -26,17 +27,14 @@ async fn one(client: Client, image: String, number: usize) -> runtime::Result<Ra
     };
     let container = cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: "main".into(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image, ..Default::default() }),
+        image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
+        command: vec!["sleep".into(), "3600".into()],
         log_path: "main/0.log".into(),
         labels,
         linux: Some(cri::LinuxContainerConfig::default()),
         ..Default::default()
     };
-    let directory = sandbox.log_directory.clone();
-    let pod = raw_start(&client, sandbox, container).await?;
-    raw_remove(&client, &pod).await?;
-    let _ = std::fs::remove_dir_all(directory);
-    Ok(pod)
+    (sandbox, container)
 }
 
 fn line(name: &str, mut times: Vec<Duration>) {
@@ -54,23 +52,25 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count: usize = count.parse()?;
     let parallel: usize = rest.first().map_or(Ok(1), |n| n.parse())?;
     let client = Client::connect(Path::new(socket));
-    let began = Instant::now();
-    let mut work = JoinSet::new();
-    let mut pods = Vec::new();
-    for number in 0..count {
-        while work.len() >= parallel {
-            pods.extend(work.join_next().await.transpose()?.transpose()?);
+    let (mut pods, mut groups) = (Vec::new(), Vec::new());
+    for first in (0..count).step_by(parallel.max(1)) {
+        let wanted: Vec<_> = (first..count.min(first + parallel)).map(|number| configs(image, number)).collect();
+        let directories: Vec<String> = wanted.iter().map(|(sandbox, _)| sandbox.log_directory.clone()).collect();
+        let began = Instant::now();
+        let started = join_all(wanted.into_iter().map(|(sandbox, container)| raw_start(&client, sandbox, container))).await;
+        groups.push(began.elapsed());
+        let started = started.into_iter().collect::<runtime::Result<Vec<RawPod>>>()?;
+        try_join_all(started.iter().map(|pod| raw_remove(&client, pod))).await?;
+        pods.extend(started);
+        for directory in directories {
+            let _ = std::fs::remove_dir_all(directory);
         }
-        work.spawn(one(client.clone(), image.clone(), number));
-    }
-    while let Some(done) = work.join_next().await {
-        pods.push(done??);
     }
     let times = |f: fn(&RawPod) -> Duration| pods.iter().map(f).collect::<Vec<_>>();
     line("sandbox", times(|p| p.took.sandbox));
     line("create", times(|p| p.took.create));
     line("start", times(|p| p.took.start));
     line("all", times(|p| p.took.total()));
-    println!("{count} pods, {parallel} at a time, removed again, in {:.1} s", began.elapsed().as_secs_f64());
+    line("group", groups);
     Ok(())
 }

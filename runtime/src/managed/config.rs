@@ -117,11 +117,12 @@ fn one(options: &ManagedOptions, snapshotter: Snapshotter) -> String {
 fn two(options: &ManagedOptions, generation: Generation, snapshotter: Snapshotter) -> String {
     let images = "plugins.\"io.containerd.cri.v1.images\"";
     let runtime = "plugins.\"io.containerd.cri.v1.runtime\"";
-    let mut text = format!(
-        "[{images}]\nsnapshotter = \"{}\"\nstats_collect_period = {STATS_PERIOD}\n\n[{images}.pinned_images]\nsandbox = {}\n",
-        snapshotter.name(),
-        string(&options.pause_image)
-    );
+    let mut text = format!("[{images}]\nsnapshotter = \"{}\"\nstats_collect_period = {STATS_PERIOD}\n", snapshotter.name());
+    if generation == Generation::TwoOne {
+        // As K3s has it: the way of pulling that knows all of what a registry's configuration may say.
+        text += "use_local_image_pull = true\n";
+    }
+    text += &format!("\n[{images}.pinned_images]\nsandbox = {}\n", string(&options.pause_image));
     text += &registry(options, &format!("{images}.registry"));
     text += &format!("\n[{runtime}]\n{}", runtime_keys(options));
     text += &format!("\n[{runtime}.containerd]\ndefault_runtime_name = \"runc\"\n");
@@ -136,7 +137,11 @@ const STREAMING: &str = "disable_tcp_service = true\nstream_server_address = \"1
 
 fn runtime_keys(options: &ManagedOptions) -> String {
     // Network namespaces below our own directory: cleaning up then never touches another instance's.
-    format!("restrict_oom_score_adj = {}\nnetns_mounts_under_state_dir = true\n", options.restrict_oom)
+    // As on a K3s node: who is not root may still listen on port 80 of its own network, and ping.
+    format!(
+        "restrict_oom_score_adj = {}\nnetns_mounts_under_state_dir = true\nenable_unprivileged_ports = true\nenable_unprivileged_icmp = true\n",
+        options.restrict_oom
+    )
 }
 
 fn runc(options: &ManagedOptions, table: &str) -> String {
@@ -212,6 +217,7 @@ mod tests {
         assert!(one.contains("conf_dir = \"/data/\\\"odd\\\" cni\""));
         assert!(one.contains("SystemdCgroup = true"));
         assert!(one.contains("restrict_oom_score_adj = true"));
+        assert!(one.contains("enable_unprivileged_ports = true\nenable_unprivileged_icmp = true\n"));
         assert!(!one.contains("oom_score = "), "{one}");
 
         let mut options = options();
@@ -224,6 +230,7 @@ mod tests {
         assert!(two.contains("bin_dir = \"/usr/lib/cni\""));
         let later = render(&options, Generation::TwoOne, Snapshotter::Native);
         assert!(later.contains("bin_dirs = [\"/usr/lib/cni\"]"));
+        assert!(later.contains("use_local_image_pull = true") && !two.contains("use_local_image_pull"));
         assert!(two.contains("pinned_images]\nsandbox = \"rancher/mirrored-pause:3.10.2\""));
         assert!(two.contains("oom_score = -999\n"));
         assert!(two.contains("cri.v1.images\".registry]\nconfig_path = \"/data/certs.d\""));

@@ -12,6 +12,10 @@ use super::process::Process;
 use super::{Managed, ManagedOptions, create_dir, detach, file_error, with_suffix};
 use crate::{Error, Result};
 
+/// Percent its heap may grow before it is collected; 100 is Go's own. Measured with 1.6.20: 3 MB less of 45 once images were
+/// imported, for 2 % more CPU per pod start; at 25 it would be 5 MB less for 8 %.
+const GARBAGE: &str = "50";
+
 /// A log of this many bytes is put aside at the next start.
 const LARGEST_LOG: u64 = 4 << 20;
 
@@ -70,7 +74,8 @@ pub(super) fn spawn(options: &ManagedOptions) -> Result<Managed> {
         .stdout(log)
         .stderr(error_log)
         .env_clear()
-        .env("PATH", search_path());
+        .env("PATH", search_path())
+        .env("GOGC", GARBAGE);
     // A proxy is how some sites reach their registry.
     for (key, value) in std::env::vars_os() {
         let name = key.to_string_lossy().to_ascii_uppercase();
