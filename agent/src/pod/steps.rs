@@ -107,6 +107,11 @@ impl Worker {
     }
 
     async fn find_volumes(&mut self) {
+        if self.volumes_ready {
+            // They are made: what has gone since keeps nobody from a new sandbox.
+            self.history.volumes_found = true;
+            return;
+        }
         let (pod, mut inbox) = (self.pod.clone(), self.inbox());
         let found = tokio::select! {
             found = volumes::find(&self.shared.deps, &pod) => found,
@@ -212,7 +217,7 @@ impl Worker {
 
     pub(super) fn volumes_failed(&mut self, failure: &volumes::Failure) {
         let now = time::now();
-        if failure.message.contains("403 Forbidden") && now - self.start_time < AUTHORISER {
+        if failure.message.contains(" is forbidden: ") && now - self.start_time < AUTHORISER {
             self.history.retry_at = Some(now + AUTHORISER_PAUSE);
             return;
         }

@@ -1,6 +1,7 @@
 //! The tasks that probe the containers of one pod.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ use crate::pod::{Deps, hooks};
 
 /// Tries of one probe that could not be made at all before that counts.
 const TRIES: usize = 3;
+/// A server may end this long before the runtime knows that its container did.
+const LAST_BREATH: Duration = Duration::from_millis(300);
 
 /// Probes of one pod. Dropping it ends them.
 pub struct Prober {
@@ -31,6 +34,7 @@ pub struct Prober {
     /// `health` as it was at the last [`Prober::sync`].
     snapshot: Health,
     changed: Arc<Notify>,
+    stopping: Arc<AtomicBool>,
     /// Whose metrics end with this.
     uid: String,
 }
@@ -43,6 +47,7 @@ impl Prober {
             health: Arc::default(),
             snapshot: Health::default(),
             changed: Arc::default(),
+            stopping: Arc::default(),
             uid: String::new(),
         }
     }
@@ -62,6 +67,7 @@ impl Prober {
         if self.uid.is_empty() {
             self.uid.clone_from(&pod.metadata.uid);
         }
+        self.stopping.store(stopping, Ordering::Relaxed);
         let mut wanted: BTreeMap<(ContainerId, Kind), (&Container, &Probe, i64)> = BTreeMap::new();
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let candidates = pod.spec.init_containers.iter().filter(|c| c.is_sidecar()).chain(&pod.spec.containers);
@@ -111,6 +117,7 @@ impl Prober {
                 address: address.to_owned(),
                 health: self.health.clone(),
                 changed: self.changed.clone(),
+                stopping: self.stopping.clone(),
             };
             let task = crate::task::spawn(one.run(started_at)).abort_handle();
             self.tasks.insert(key, task);
@@ -139,6 +146,8 @@ struct One {
     address: String,
     health: Arc<Mutex<Health>>,
     changed: Arc<Notify>,
+    /// The whole pod ends: nobody looks at what runs until the last container has stopped.
+    stopping: Arc<AtomicBool>,
 }
 
 impl One {
@@ -155,6 +164,10 @@ impl One {
             ticks.tick().await;
             let began = Instant::now();
             let outcome = self.attempt().await;
+            let bad = matches!(outcome, Outcome::Failure(_) | Outcome::Unknown(_));
+            if bad && self.stopping.load(Ordering::Relaxed) && self.ended().await {
+                return;
+            }
             self.count(&outcome, began.elapsed());
             let good = match outcome {
                 Outcome::Success => true,
@@ -194,6 +207,13 @@ impl One {
             }
         }
         last
+    }
+
+    /// Whether its container has ended: that no answer comes from it is no news then.
+    async fn ended(&self) -> bool {
+        tokio::time::sleep(LAST_BREATH).await;
+        let status = self.deps.runtime.container_status(&self.id).await;
+        !status.is_ok_and(|status| status.state == ContainerState::ContainerRunning as i32)
     }
 
     fn count(&self, outcome: &Outcome, took: Duration) {
