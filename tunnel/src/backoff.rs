@@ -63,6 +63,31 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the limits: never 0 in a row of failures, within bounds for every jitter, never shorter for more failures,
+        /// and the jitter moves it.
+        #[test]
+        fn failures_in_a_row_wait_longer_and_never_not_at_all(
+            min in 1u64..5000, more in 0u64..100_000, jitters in proptest::collection::vec(0.0f64..=1.0, 1..70),
+        ) {
+            let (min, max) = (Duration::from_millis(min), Duration::from_millis(min + more));
+            let mut backoff = Backoff::new(min, max, Duration::from_secs(30));
+            let mut full = Duration::ZERO;
+            for jitter in jitters {
+                let (shortest, longest) = (backoff.clone().next(Duration::ZERO, 0.0), backoff.clone().next(Duration::ZERO, 1.0));
+                let delay = backoff.next(Duration::ZERO, jitter);
+                prop_assert!(delay >= min / 2 && !delay.is_zero() && delay <= max);
+                prop_assert!(shortest <= delay && delay <= longest && shortest < longest);
+                prop_assert!(longest >= full && longest <= (full * 2).max(min));
+                full = longest;
+            }
+            prop_assert_eq!(backoff.next(Duration::from_secs(30), 1.0), min);
+        }
+
+        #[test]
+        fn random_numbers_are_fractions(_ in 0..100u8) {
+            prop_assert!((0.0..=1.0).contains(&jitter()));
+        }
+
         #[test]
         fn delays_stay_within_bounds(lives in proptest::collection::vec(0u64..100, 1..80), jitter in any::<f64>()) {
             let (min, max) = (Duration::from_millis(500), Duration::from_secs(20));

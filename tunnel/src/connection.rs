@@ -19,8 +19,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(60);
 /// How long a connection the server has ended may go on draining into a local side that does not read.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Bytes read from the local side at once.
-const CHUNK: usize = 16 * 1024;
+/// Bytes read from the local side at once. A few of these wait ahead of a question about life, on whatever uplink.
+const CHUNK: usize = 8 * 1024;
 
 /// What the local side tells the session.
 #[derive(Debug)]

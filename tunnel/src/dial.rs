@@ -17,9 +17,12 @@ use crate::addr::ServerAddr;
 /// Head start of one address over the next; what Go and browsers use.
 const STAGGER: Duration = Duration::from_millis(300);
 
-/// Unsent bytes the kernel may hold (it doubles this). On a slow uplink pings queue behind them, and a ping that
-/// waits for megabytes makes a living link look dead.
-const SEND_BUFFER: u32 = 256 * 1024;
+/// Unsent and unacknowledged bytes the kernel may hold (it doubles this).
+const SEND_BUFFER: u32 = 128 * 1024;
+
+/// Unsent bytes of these: what we say next waits behind them, also a question about life. On a slow uplink a living link
+/// would look dead behind more.
+const UNSENT: u32 = 8 * 1024;
 
 /// Unread bytes the kernel may hold (it doubles this): what a server still has under way for a connection when it is
 /// told to pause has to fit into that connection's limit.
@@ -71,6 +74,7 @@ async fn one(addr: SocketAddr) -> io::Result<TcpStream> {
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     let stream = socket.connect(addr).await?;
     stream.set_nodelay(true)?;
+    socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
     Ok(stream)
 }
 

@@ -2,12 +2,10 @@
 //! no lock; the writer is polled beside the reader so that neither waits for the other.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +24,7 @@ use crate::connection::{self, Handle, Local, Port, Reports};
 use crate::error::{Error, Result};
 use crate::link::{BoxFuture, Dial};
 use crate::message::{ConnId, Message};
+use crate::moved::Moved;
 use crate::session::{Action, NOBODY, Role, Session, Timing};
 use crate::traffic::Proof;
 
@@ -44,11 +43,12 @@ const RETIRE_LIMIT: Duration = Duration::from_secs(300);
 /// One counter for all sessions of a process, from a random start; receivers ignore it.
 static MESSAGE_ID: LazyLock<AtomicI64> = LazyLock::new(|| AtomicI64::new((random_u64() >> 2) as i64));
 
-/// Buffers sized for a board with little memory; messages are at most 32 KiB and a header.
+/// Buffers sized for a board with little memory, and for a slow uplink: a question about life waits behind what was
+/// written. Messages of the peer are at most 32 KiB and a header.
 pub(crate) fn web_socket_config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(16 * 1024)
-        .write_buffer_size(16 * 1024)
+        .write_buffer_size(4 * 1024)
         .max_message_size(Some(1 << 20))
         .max_frame_size(Some(1 << 20))
 }
@@ -77,6 +77,8 @@ pub(crate) struct Driver {
     pub(crate) retire: BoxFuture<()>,
     /// Told of every message.
     pub(crate) proof: Arc<Proof>,
+    /// Told by the socket.
+    pub(crate) moved: Arc<Moved>,
 }
 
 /// How a session ended that was not broken.
@@ -108,15 +110,14 @@ impl Driver {
         let (sink, stream) = socket.split();
         let (frames, waiting) = mpsc::channel(WRITER_QUEUE);
         let write_limit = self.timing.write_limit;
-        let moved = Moved::default();
         // Reader and writer are two futures of one task: dropping either closes the socket for both.
         tokio::select! {
-            result = write_frames(sink, waiting, write_limit, &moved) => result,
-            result = self.read_frames(stream, frames, &moved) => result,
+            result = write_frames(sink, waiting, write_limit) => result,
+            result = self.read_frames(stream, frames) => result,
         }
     }
 
-    async fn read_frames<T>(mut self, mut stream: T, frames: mpsc::Sender<Frame>, moved: &Moved) -> Result<Ended>
+    async fn read_frames<T>(mut self, mut stream: T, frames: mpsc::Sender<Frame>) -> Result<Ended>
     where
         T: Stream<Item = std::result::Result<Frame, WsError>> + Unpin,
     {
@@ -190,7 +191,7 @@ impl Driver {
                     return Ok(Ended::Stopped);
                 }
             }
-            if let Some(at) = moved.at() {
+            if let Some(at) = self.moved.take() {
                 work.session.moved(at);
             }
             if now >= work.session.deadline() {
@@ -221,42 +222,6 @@ where
         while let Some(Ok(_)) = stream.next().await {}
     };
     let _ = timeout(Duration::from_secs(1), close).await;
-}
-
-/// When the socket last took bytes that it had refused before.
-struct Moved {
-    base: Instant,
-    millis: AtomicU64,
-}
-
-impl Default for Moved {
-    fn default() -> Moved {
-        Moved { base: now(), millis: AtomicU64::new(0) }
-    }
-}
-
-impl Moved {
-    fn at(&self) -> Option<Instant> {
-        let millis = self.millis.load(Ordering::Relaxed);
-        (millis > 0).then(|| self.base + Duration::from_millis(millis))
-    }
-
-    /// Runs one write; notes whether it had to wait and then went through.
-    async fn watch<F: Future>(&self, write: F) -> F::Output {
-        let mut write = pin!(write);
-        let mut waited = false;
-        let result = std::future::poll_fn(|cx| {
-            let polled = write.as_mut().poll(cx);
-            waited |= polled.is_pending();
-            polled
-        })
-        .await;
-        if waited {
-            let millis = now().saturating_duration_since(self.base).as_millis();
-            self.millis.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        result
-    }
 }
 
 struct Work {
@@ -336,7 +301,7 @@ impl Work {
     }
 }
 
-async fn write_frames<K>(mut sink: K, mut frames: mpsc::Receiver<Frame>, limit: Duration, moved: &Moved) -> Result<Ended>
+async fn write_frames<K>(mut sink: K, mut frames: mpsc::Receiver<Frame>, limit: Duration) -> Result<Ended>
 where
     K: Sink<Frame, Error = WsError> + Unpin,
 {
@@ -344,10 +309,10 @@ where
     while let Some(frame) = frames.recv().await {
         let mut next = Some(frame);
         while let Some(frame) = next {
-            timeout(limit, moved.watch(sink.feed(frame))).await.map_err(too_slow)?.map_err(socket_error)?;
+            timeout(limit, sink.feed(frame)).await.map_err(too_slow)?.map_err(socket_error)?;
             next = frames.try_recv().ok();
         }
-        timeout(limit, moved.watch(sink.flush())).await.map_err(too_slow)?.map_err(socket_error)?;
+        timeout(limit, sink.flush()).await.map_err(too_slow)?.map_err(socket_error)?;
     }
     // The reader is gone; it decides how the run ends.
     std::future::pending().await

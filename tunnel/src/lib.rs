@@ -30,6 +30,7 @@ pub mod keys;
 pub mod link;
 mod liveness;
 pub mod message;
+mod moved;
 pub mod password;
 pub mod pem;
 pub mod renewal;

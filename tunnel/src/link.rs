@@ -27,6 +27,7 @@ use crate::allow::Allow;
 use crate::backoff::{Backoff, jitter};
 use crate::driver::{Driver, Ended, now, session, stopped, web_socket_config};
 use crate::error::{Error, Result};
+use crate::moved::{Moved, Moving};
 use crate::session::{Role, Timing};
 use crate::traffic::{Counted, Proof, Traffic};
 use crate::{dial, status, tls};
@@ -35,6 +36,8 @@ use crate::{dial, status, tls};
 const CONNECT_PATH: &str = "/v1-k3s/connect";
 /// TCP, TLS and the upgrade together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// What TLS holds for a socket that is full. Its default, 64 KiB, takes a slow uplink longer than a question may.
+const TLS_BUFFER: usize = 8 * 1024;
 /// Servers are changed only after the list has been still for this long (k3s-agent.md 4.7).
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -168,6 +171,8 @@ pub struct LinkOptions {
     pub local: runtime::Handle,
     /// Pings and limits.
     pub timing: Timing,
+    /// A random number from 0 to 1 for each wait: [`crate::backoff::jitter`].
+    pub jitter: fn() -> f64,
 }
 
 /// Keeps one link up until told to stop.
@@ -195,7 +200,7 @@ pub async fn run(opts: LinkOptions) {
             }
             Err(error) => error,
         };
-        let retry_in = backoff.next(started.elapsed(), jitter());
+        let retry_in = backoff.next(started.elapsed(), (opts.jitter)());
         let error = chain(&error);
         // A server that stays away is worth one line, not one every 10 s.
         if error == last {
@@ -241,7 +246,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 async fn attempt(opts: &LinkOptions) -> Result<Ended> {
     let late = || Error::Unreachable { server: opts.server.clone(), source: io::Error::from(io::ErrorKind::TimedOut) };
     let retire = opts.connect.renewed();
-    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, &*opts.connect)).await.map_err(|_| late())??;
+    let moved = Arc::new(Moved::default());
+    let socket = timeout(CONNECT_LIMIT, connect(&opts.server, &*opts.connect, &moved)).await.map_err(|_| late())??;
     tracing::info!("tunnel link up");
     opts.proof.given(now());
     // Requests only come to the server's end.
@@ -255,6 +261,7 @@ async fn attempt(opts: &LinkOptions) -> Result<Ended> {
         stop: opts.stop.clone(),
         retire,
         proof: opts.proof.clone(),
+        moved,
     };
     opts.state.send_replace(LinkState::Connected);
     driver.run(socket).await
@@ -262,8 +269,8 @@ async fn attempt(opts: &LinkOptions) -> Result<Ended> {
 
 /// One WebSocket to `server`, with the node's identity and no `Authorization`: a token would win over the certificate
 /// and give 403 (k3s-agent.md 4.2).
-async fn connect(server: &ServerAddr, connect: &dyn Connect) -> Result<WebSocketStream<BoxStream>> {
-    let stream = connect.connect(server).await?;
+async fn connect(server: &ServerAddr, connect: &dyn Connect, moved: &Arc<Moved>) -> Result<WebSocketStream<Moving<BoxStream>>> {
+    let stream = Moving::new(connect.connect(server).await?, moved.clone());
     let uri = format!("wss://{server}{CONNECT_PATH}");
     match client_async_with_config(uri, stream, Some(web_socket_config())).await {
         Ok((socket, _)) => Ok(socket),
@@ -293,7 +300,8 @@ async fn tls_over<S: ByteStream>(
     let name = tls::server_name(server)?;
     let unreachable = |source| Error::Unreachable { server: server.clone(), source };
     let tcp = dial::connect(server).await.map_err(unreachable)?;
-    TlsConnector::from(config).connect(name, wrap(tcp)).await.map_err(|e| tls::connect_error(server, e))
+    let stream = TlsConnector::from(config).connect_with(name, wrap(tcp), |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+    stream.await.map_err(|e| tls::connect_error(server, e))
 }
 
 /// Everything the links to all servers share.
@@ -396,6 +404,7 @@ async fn one_of_many(server: ServerAddr, stop: watch::Receiver<bool>, opts: Link
         stop,
         local: opts.local,
         timing: opts.timing,
+        jitter,
     });
     let publish = async {
         loop {

@@ -82,6 +82,7 @@ fn start(cluster: &Cluster, server: &ServerAddr, allow: Allow, timing: Timing) -
         stop: stopped,
         local: runtime::Handle::current(),
         timing,
+        jitter: crate::backoff::jitter,
     }));
     Running { state: states, stop, task }
 }
@@ -209,6 +210,7 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
         stop: stopped,
         local: runtime::Handle::current(),
         timing: Timing::default(),
+        jitter: crate::backoff::jitter,
     }));
     let (_, stream) = soon("upgrade", upgrade(&listener, &cluster.acceptor)).await;
     let session = serve(stream, Timing::server());

@@ -204,6 +204,7 @@ async fn start_node(cluster: &Cluster) -> Node {
         stop: stopped,
         local: tokio::runtime::Handle::current(),
         timing: Timing::default(),
+        jitter: crate::backoff::jitter,
     }));
     let wake = Arc::new(Notify::new());
     let wall = cluster.wall.clone();

@@ -55,6 +55,7 @@ where
         stop: stopped,
         retire: Box::pin(std::future::pending()),
         proof: Arc::default(),
+        moved: Arc::default(),
     };
     tokio::spawn(async move {
         let socket = WebSocketStream::from_raw_socket(stream, WebSocketRole::Server, Some(web_socket_config())).await;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sim::wire::Pace;
-use sim::world::{Outcome, Rng, Road, Use, World, on_paused_clock, settled, used};
+use sim::world::{Outcome, Rng, Road, Use, World, on_paused_clock, seed_jitter, settled, used};
 use tokio::time::{Instant, sleep, timeout};
 use tunnel::link::LinkState;
 use tunnel::session::Timing;
@@ -134,6 +134,7 @@ async fn one_fault(world: &World, rng: &mut Rng, tasks: usize) {
 fn run(seed: u64, faults: usize) {
     on_paused_clock(async {
         let mut rng = Rng(seed);
+        seed_jitter(!seed);
         let world = World::start().await;
         assert!(world.works(BACK).await.is_some(), "comes up");
         settled(ENDS, "at the start", || (world.net.left() != (1, 1)).then(|| "more than one session".to_owned())).await;
@@ -141,6 +142,7 @@ fn run(seed: u64, faults: usize) {
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         for number in 0..faults {
             let report = Report { seed, number, state: rng.0 };
+            seed_jitter(!rng.0);
             one_fault(&world, &mut rng, tasks).await;
             std::mem::forget(report);
         }
@@ -175,4 +177,32 @@ fn ten_thousand_random_faults_are_all_recovered_from() {
         }
     });
     println!("{faults} faults in {:.1} s, seeds {first} to {}", began.elapsed().as_secs_f64(), first + worlds as u64 - 1);
+}
+
+/// 32 kbit/s up, full of our own bulk data for minutes: a question waits behind it, and so does its answer.
+#[test]
+fn a_slow_uplink_full_of_our_own_data_is_not_taken_for_dead() {
+    for (rate, latency) in [(4_000, 300), (10_000, 600), (50_000, 50)] {
+        on_paused_clock(async move {
+            seed_jitter(1);
+            let world = World::start().await;
+            assert!(world.works(BACK).await.is_some(), "comes up");
+            settled(ENDS, "at the start", || (world.net.left() != (1, 1)).then(|| "more than one session".to_owned())).await;
+            let mut state = world.state.clone();
+            state.mark_unchanged();
+            world.net.newest_wire().pace(Pace { latency: Duration::from_millis(latency), rate });
+            let session = world.net.newest_session().expect("a session");
+            let len = rate as usize * 120;
+            let began = Instant::now();
+            let users = [(Use::Download, 1), (Use::Download, 2), (Use::Echo, 3)];
+            let users = users.map(|(how, tag)| tokio::spawn(used(session.clone(), how, tag, len / 2)));
+            for user in users {
+                let outcome = timeout(Duration::from_secs(900), user).await.expect("no hang").unwrap();
+                assert_eq!(outcome, Outcome::Complete, "{rate} bytes a second: lost after {:?}, {:?}", began.elapsed(), *state.borrow());
+            }
+            assert!(began.elapsed() > Duration::from_secs(120), "the way was full: {:?}", began.elapsed());
+            assert!(!state.has_changed().unwrap(), "{rate} bytes a second: given up: {:?}", *state.borrow());
+            world.stop().await;
+        });
+    }
 }

@@ -210,6 +210,7 @@ async fn linked(lab: &Lab) -> Linked {
         stop: stopped,
         local: tokio::runtime::Handle::current(),
         timing: Timing::default(),
+        jitter: tunnel::backoff::jitter,
     }));
     tokio::time::timeout(LIMIT, states.wait_for(|s| *s == LinkState::Connected)).await.expect("a link").unwrap();
     Linked { _root: root, name, port, states, stop, task, _config }

@@ -48,6 +48,22 @@ impl Rng {
     }
 }
 
+thread_local! {
+    static JITTER: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// The waits of this thread's link follow from this.
+pub(crate) fn seed_jitter(seed: u64) {
+    JITTER.set(seed);
+}
+
+fn jitter() -> f64 {
+    let mut rng = Rng(JITTER.get());
+    let number = rng.next();
+    JITTER.set(rng.0);
+    (number >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// The network and the server behind it.
 pub(crate) struct Net {
     pub(crate) road: watch::Sender<Road>,
@@ -268,6 +284,7 @@ impl World {
             stop: stopped,
             local: tokio::runtime::Handle::current(),
             timing: Timing::default(),
+            jitter,
         }));
         World { net, state: states, locals, stop, link }
     }
