@@ -76,7 +76,10 @@ fn run_dir(file: Option<&Path>) -> PathBuf {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(8)
+        // Room for 1024 is 12 KB.
+        .max_io_events_per_tick(64)
+        // Of each thread that ended 16 KB of stack stay with the process.
+        .max_blocking_threads(4)
         .thread_stack_size(1 << 20)
         .thread_keep_alive(Duration::from_secs(2))
         .build()

@@ -4,6 +4,7 @@
 //! messages of one reason within ten minutes are combined; one object may send 25 in a burst, then one in five minutes.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ struct Happening {
 /// Handle to the event writer; a full queue drops the event and counts it.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Happening>,
+    queue: mpsc::Sender<Box<Happening>>,
     dropped: Arc<AtomicU64>,
     node_name: Arc<str>,
 }
@@ -109,7 +110,8 @@ impl Recorder {
 
     fn put(&self, involved: Involved, kind: Type, reason: &str, message: &str) {
         let happening = Happening { involved, kind, reason: reason.to_owned(), message: shorten(message), at: OffsetDateTime::now_utc() };
-        if self.queue.try_send(happening).is_err() {
+        // Boxed: the queue has room for 32 at a time, full or not.
+        if self.queue.try_send(Box::new(happening)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -124,18 +126,13 @@ fn shorten(message: &str) -> String {
     message[..end].to_owned()
 }
 
-/// What an event is the same by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    involved: (String, String, String),
-    kind: Type,
-    reason: String,
-    message: String,
-}
+/// Digest of what an event is the same by; the texts themselves are long, and every pod has some.
+type Key = u64;
 
 #[derive(Debug, Clone)]
 struct Sent {
-    name: String,
+    /// Nanoseconds since the epoch, in its name.
+    at: u64,
     count: u32,
     used: Instant,
 }
@@ -148,7 +145,7 @@ struct Bucket {
 
 #[derive(Debug, Default)]
 struct Combined {
-    messages: Vec<String>,
+    messages: Vec<Key>,
     at: Option<Instant>,
 }
 
@@ -162,22 +159,20 @@ enum Verdict {
 
 #[derive(Default)]
 struct Correlator {
+    digest: RandomState,
     sent: HashMap<Key, Sent>,
-    buckets: HashMap<String, Bucket>,
-    combined: HashMap<(String, Type, String), Combined>,
+    buckets: HashMap<Key, Bucket>,
+    combined: HashMap<Key, Combined>,
 }
 
 impl Correlator {
     fn judge(&mut self, happening: &Happening, now: Instant) -> (Key, Verdict) {
-        let object = format!("{}/{}", happening.involved.uid, happening.kind as u8);
         let (message, combined) = self.combine(happening, now);
-        let key = Key {
-            involved: (happening.involved.uid.clone(), happening.involved.field_path.clone(), happening.involved.name.clone()),
-            kind: happening.kind,
-            reason: happening.reason.clone(),
-            // What is combined is one event, whatever it says.
-            message: if combined { COMBINED.to_owned() } else { message.clone() },
-        };
+        let Happening { involved, kind, reason, .. } = happening;
+        let object = self.digest.hash_one((&involved.uid, kind));
+        // What is combined is one event, whatever it says.
+        let says = if combined { COMBINED } else { &message };
+        let key = self.digest.hash_one((&involved.uid, &involved.field_path, &involved.name, kind, reason, says));
         let bucket = self.buckets.entry(object).or_insert(Bucket { tokens: BURST, at: now });
         let refill = now.saturating_duration_since(bucket.at).as_secs_f64() / REFILL.as_secs_f64();
         bucket.tokens = (bucket.tokens + refill).min(BURST);
@@ -190,7 +185,7 @@ impl Correlator {
             Some(sent) => {
                 sent.count += 1;
                 sent.used = now;
-                let verdict = Verdict::Count { name: sent.name.clone(), count: sent.count, message };
+                let verdict = Verdict::Count { name: event_name(&involved.name, sent.at), count: sent.count, message };
                 (key, verdict)
             }
             None => (key, Verdict::Create { message }),
@@ -199,24 +194,25 @@ impl Correlator {
 
     /// The message to send, and whether it stands for many.
     fn combine(&mut self, happening: &Happening, now: Instant) -> (String, bool) {
-        let group = (happening.involved.uid.clone(), happening.kind, happening.reason.clone());
+        let group = self.digest.hash_one((&happening.involved.uid, happening.kind, &happening.reason));
+        let says = self.digest.hash_one(&happening.message);
         let combined = self.combined.entry(group).or_default();
         if combined.at.is_none_or(|at| now.saturating_duration_since(at) > COMBINE_WITHIN) {
             combined.messages.clear();
         }
         combined.at = Some(now);
-        if !combined.messages.contains(&happening.message) {
+        if !combined.messages.contains(&says) {
             if combined.messages.len() + 1 >= COMBINE_FROM {
                 return (shorten(&format!("{COMBINED}: {}", happening.message)), true);
             }
-            combined.messages.push(happening.message.clone());
+            combined.messages.push(says);
         }
         (happening.message.clone(), false)
     }
 
     fn remember(&mut self, key: Key, sent: Sent) {
         if self.sent.len() >= REMEMBERED {
-            if let Some(oldest) = self.sent.iter().min_by_key(|(_, sent)| sent.used).map(|(key, _)| key.clone()) {
+            if let Some(oldest) = self.sent.iter().min_by_key(|(_, sent)| sent.used).map(|(key, _)| *key) {
                 self.sent.remove(&oldest);
             }
             let now = Instant::now();
@@ -229,7 +225,7 @@ impl Correlator {
 
 /// Sends what recorders leave.
 pub struct Writer {
-    waiting: mpsc::Receiver<Happening>,
+    waiting: mpsc::Receiver<Box<Happening>>,
     correlator: Correlator,
     node_name: String,
 }
@@ -255,13 +251,13 @@ impl Writer {
     }
 
     async fn create(&mut self, client: &Client, key: Key, happening: &Happening, message: &str) {
-        let nanos = u128::try_from(happening.at.unix_timestamp_nanos()).unwrap_or_default();
-        let name = event_name(&happening.involved.name, nanos);
+        let at = u64::try_from(happening.at.unix_timestamp_nanos()).unwrap_or_default();
+        let name = event_name(&happening.involved.name, at);
         let body = self.body(&name, happening, message);
         let path = events_path(&happening.involved);
         let result = patient(client, Method::POST, "application/json", &path, &body).await;
         match result {
-            Ok(()) => self.correlator.remember(key, Sent { name, count: 1, used: Instant::now() }),
+            Ok(()) => self.correlator.remember(key, Sent { at, count: 1, used: Instant::now() }),
             Err(error) => tracing::debug!(reason = %happening.reason, name = %happening.involved.name, error = %error, "event not sent"),
         }
     }
@@ -288,7 +284,7 @@ impl Writer {
 }
 
 /// Object and instant, within the 253 bytes of a name.
-fn event_name(object: &str, nanos: u128) -> String {
+fn event_name(object: &str, nanos: u64) -> String {
     // Names are ASCII; one that is not is refused by the server anyway.
     let object: String = object.chars().take(253 - 17).collect();
     format!("{}.{nanos:x}", object.trim_end_matches(['.', '-']))
@@ -338,7 +334,7 @@ mod tests {
         let now = Instant::now();
         let (key, verdict) = correlator.judge(&happening("m"), now);
         assert_eq!(verdict, Verdict::Create { message: "m".to_owned() });
-        correlator.remember(key, Sent { name: "p.1".to_owned(), count: 1, used: now });
+        correlator.remember(key, Sent { at: 1, count: 1, used: now });
         for count in 2..=25 {
             let (_, verdict) = correlator.judge(&happening("m"), now);
             assert_eq!(verdict, Verdict::Count { name: "p.1".to_owned(), count, message: "m".to_owned() });
@@ -357,7 +353,7 @@ mod tests {
         }
         let (key, verdict) = correlator.judge(&happening("m10"), now);
         assert_eq!(verdict, Verdict::Create { message: "(combined from similar events): m10".to_owned() });
-        correlator.remember(key, Sent { name: "p.10".to_owned(), count: 1, used: now });
+        correlator.remember(key, Sent { at: 16, count: 1, used: now });
         let (_, verdict) = correlator.judge(&happening("m11"), now);
         let message = "(combined from similar events): m11".to_owned();
         assert_eq!(verdict, Verdict::Count { name: "p.10".to_owned(), count: 2, message }, "one event says it all");
@@ -366,7 +362,7 @@ mod tests {
     #[test]
     fn names_and_messages_stay_within_the_servers_limits() {
         assert_eq!(event_name("p", 0x1234), "p.1234");
-        let long = event_name(&"n".repeat(253), u128::from(u64::MAX));
+        let long = event_name(&"n".repeat(253), u64::MAX);
         assert_eq!(long.len(), 253);
         assert!(long.ends_with("n.ffffffffffffffff"));
         assert_eq!(shorten(&"é".repeat(600)).len(), 1024);

@@ -56,6 +56,7 @@ impl Heartbeat {
     pub fn start(self) -> anyhow::Result<std::thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .max_io_events_per_tick(64)
             .max_blocking_threads(1)
             .thread_keep_alive(Duration::from_secs(2))
             .build()

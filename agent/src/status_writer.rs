@@ -252,6 +252,10 @@ impl Entry {
     /// The server took a node that was silent for dead and its pods for not ready: what was last said still holds and is
     /// said again.
     fn insist(&mut self, pod: &Pod) {
+        if !Arc::ptr_eq(&self.base, &pod.status) && self.base == pod.status {
+            // Kept once, with the pod.
+            self.base = pod.status.clone();
+        }
         let version = pod.metadata.resource_version.parse().unwrap_or(0);
         if self.busy || self.wanted.is_some() || version <= self.version {
             return;

@@ -20,6 +20,8 @@ pub const CONTAINER_TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.te
 pub const CONTAINER_TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 /// Annotation: the container's preStop hook as JSON, so that it can run when the spec is no longer known.
 pub const CONTAINER_PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
+/// What is asked of a container later; the other annotations are for whoever looks at the runtime.
+pub const READ_BACK: [&str; 2] = [CONTAINER_HASH, CONTAINER_PRE_STOP];
 /// Annotation: the container's declared ports as JSON.
 pub const CONTAINER_PORTS: &str = "io.kubernetes.container.ports";
 /// Annotation: `deletionGracePeriodSeconds` at creation, decimal seconds.

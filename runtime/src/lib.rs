@@ -14,6 +14,7 @@ pub mod client;
 pub mod container;
 pub mod error;
 pub mod events;
+mod few;
 pub mod health;
 pub mod ids;
 mod image;
@@ -32,6 +33,7 @@ pub mod cri {
 pub use client::Client;
 pub use container::{ExecOutput, Streams};
 pub use error::Error;
+pub use few::Few;
 pub use ids::{ContainerId, PodUid, SandboxId};
 
 /// What every call of this crate returns.

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::cri::{ContainerState, PodSandboxState};
-use crate::{Client, ContainerId, PodUid, Result, SandboxId, cri, labels};
+use crate::{Client, ContainerId, Few, PodUid, Result, SandboxId, cri, labels};
 
 /// One sandbox as the runtime shows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +22,7 @@ pub struct ObservedSandbox {
     /// Whether the pod uses the host's network; `None` where the runtime does not say.
     pub host_network: Option<bool>,
     /// Annotations given at creation.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Few<String>,
 }
 
 /// One container as the runtime shows it.
@@ -56,14 +56,10 @@ pub struct ObservedContainer {
     pub image_ref: String,
     /// Id of the image in use; empty where the runtime does not say (containerd before 2.0).
     pub image_id: String,
-    /// Annotations given at creation.
-    pub annotations: BTreeMap<String, String>,
+    /// Annotations given at creation, of which only [`labels::READ_BACK`].
+    pub annotations: Few<String>,
     /// Absolute path of the log file on the node.
     pub log_path: String,
-    /// Mounts in effect.
-    pub mounts: Vec<cri::Mount>,
-    /// Limits in effect, where the runtime tells.
-    pub resources: Option<cri::LinuxContainerResources>,
     /// User and groups of the main process, where the runtime tells.
     pub user: Option<cri::LinuxContainerUser>,
 }
@@ -195,7 +191,7 @@ pub fn sandbox_seen(status: cri::PodSandboxStatus) -> ObservedSandbox {
         created_at: status.created_at,
         ips,
         host_network,
-        annotations: status.annotations,
+        annotations: status.annotations.into_iter().collect(),
     }
 }
 
@@ -219,10 +215,8 @@ pub fn container_seen(sandbox: String, status: cri::ContainerStatus) -> Observed
         image: status.image.unwrap_or_default().image,
         image_ref: status.image_ref,
         image_id: status.image_id,
-        annotations: status.annotations,
+        annotations: status.annotations.into_iter().filter(|(name, _)| labels::READ_BACK.contains(&name.as_str())).collect(),
         log_path: status.log_path,
-        mounts: status.mounts,
-        resources: status.resources.and_then(|r| r.linux),
         user: status.user.and_then(|u| u.linux),
     }
 }

@@ -10,7 +10,7 @@ use crate::system::cluster::{Cluster, Options};
 
 /// Between the last start and the first look.
 const SETTLE: Duration = Duration::from_secs(15);
-/// Of PSS, the limit without pods.
+/// Of PSS, the limit at every number of pods, in 10^6 bytes.
 const LIMIT_MB: f64 = 8.0;
 
 pub(crate) fn run(machine: &Machine, choice: &Choice) {
@@ -56,9 +56,9 @@ fn ticks(pid: i32) -> u64 {
     field(11) + field(12)
 }
 
-/// One line of `smaps_rollup` in MB of 2^20 bytes.
+/// One line of `smaps_rollup`, which counts in units of 1024 bytes, in MB of 10^6 bytes.
 fn memory(pid: i32, name: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
     let found = text.lines().find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    found.unwrap_or_else(|| panic!("{name} in {text}")) / 1024.0
+    found.unwrap_or_else(|| panic!("{name} in {text}")) * 1024.0 / 1e6
 }

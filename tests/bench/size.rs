@@ -1,4 +1,4 @@
-//! Sizes of the release binaries.
+//! Sizes of the release binaries, in MB of 10^6 bytes.
 
 use crate::Choice;
 use crate::report::line;

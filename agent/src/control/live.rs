@@ -86,7 +86,7 @@ fn why(seen: &PodView, now: u128) -> Why {
         Some(sandbox) => evidence.push(format!("sandbox {}", sandbox.as_str())),
         None => evidence.push("no sandbox".to_owned()),
     }
-    for (name, container) in &seen.containers {
+    for (name, container) in seen.containers.iter() {
         let state = match (&container.id, container.running, &container.waiting_reason) {
             (Some(id), true, _) => format!("runs as {}", id.as_str()),
             (_, false, Some(reason)) => format!("waits: {reason}"),

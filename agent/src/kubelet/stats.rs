@@ -74,7 +74,7 @@ pub(crate) fn gather(tree: &PodTree, view: &View) -> Usage {
             containers: Vec::new(),
             unread: 0,
         };
-        for (name, container) in &seen.containers {
+        for (name, container) in seen.containers.iter() {
             let Some(id) = container.id.as_ref().filter(|_| container.running) else { continue };
             match tree.container_stats(&meta.uid, qos, id.as_str()) {
                 Ok(stats) => {

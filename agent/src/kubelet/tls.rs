@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
 use tokio_rustls::rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme};
 use tunnel::tls::KeyPair;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -78,6 +78,8 @@ impl Credentials {
             .with_single_cert(serving.chain(), serving.key()?)
             .context("kubelet serving certificate")?;
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // The servers are the callers; the default has room for 256 sessions from the start, 30 KB.
+        server.session_storage = ServerSessionMemoryCache::new(8);
         Ok(Self { server: Arc::new(server), clients })
     }
 }

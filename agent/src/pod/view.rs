@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
+use runtime::Few;
 use runtime::ids::{ContainerId, PodUid, SandboxId};
 
 use crate::api::pod::Pod;
@@ -22,7 +23,7 @@ pub struct PodView {
     /// The newest sandbox, ready or not.
     pub sandbox: Option<SandboxId>,
     /// By name: init and regular containers of the spec.
-    pub containers: BTreeMap<String, Box<ContainerView>>,
+    pub containers: Few<ContainerView>,
     /// `<pod-log-dir>/<namespace>_<name>_<uid>`.
     pub log_dir: PathBuf,
     /// The step decided last, for `why`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::observe::{ObservedPod, observe_pod};
-use runtime::{ContainerId, PodUid, cri};
+use runtime::{ContainerId, Few, PodUid, cri};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::Deps;
@@ -95,7 +95,9 @@ impl Worker {
     ) -> Worker {
         let pod = assigned.pod;
         let config = &shared.deps.config;
-        let dirs = PodDirs::new(&config.root_dir, &config.pod_logs_dir, &pod);
+        let mut dirs = PodDirs::new(&config.root_dir, &config.pod_logs_dir, &pod);
+        dirs.root.shrink_to_fit();
+        dirs.logs.shrink_to_fit();
         let start_time = pod.status.start_time.as_deref().and_then(time::parse).unwrap_or_else(time::now);
         Worker {
             uid: pod.uid(),
@@ -214,6 +216,10 @@ impl Worker {
         }
         self.pod = assigned.pod;
         self.removed = assigned.removed;
+        // Most news of a pod is the server repeating what was just told.
+        if self.pod.status == self.last {
+            self.last = self.pod.status.clone();
+        }
     }
 
     /// Asks the runtime what exists.
@@ -251,7 +257,8 @@ impl Worker {
         self.inputs = BTreeMap::new();
         self.seen.sandboxes.shrink_to_fit();
         self.seen.containers.shrink_to_fit();
-        self.seen.containers.iter_mut().for_each(|container| container.mounts.shrink_to_fit());
+        // Whose sandboxes they are is asked before there is a worker.
+        self.seen.sandboxes.iter_mut().for_each(|sandbox| sandbox.annotations = Few::default());
     }
 
     /// Sleeps until something may have changed.
