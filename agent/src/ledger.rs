@@ -236,7 +236,7 @@ pub fn references(pods: &Pods) -> References {
         for reference in &pod.spec.image_pull_secrets {
             secret(&mut found, &reference.name);
         }
-        for container in pod.all_containers() {
+        for container in pod.every_container() {
             for source in &container.env_from {
                 if let Some(source) = &source.config_map_ref {
                     config_map(&mut found, &source.name);

@@ -102,7 +102,7 @@ impl Inner {
         let Some(seen) = self.find(path) else {
             return refuse(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist"));
         };
-        if !seen.pod.all_containers().any(|spec| spec.name == container) {
+        if !seen.pod.every_container().any(|spec| spec.name == container) {
             return refuse(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}"));
         }
         let state = seen.containers.get(container).cloned().unwrap_or_default();
@@ -143,7 +143,7 @@ impl Inner {
         let Some(seen) = self.find(path) else {
             return refuse(StatusCode::NOT_FOUND, "pod does not exist".to_owned());
         };
-        match seen.containers.get(container) {
+        match seen.containers.get(container).map(Box::as_ref) {
             Some(ContainerView { id: Some(id), running: true, .. }) => Ok(id.clone()),
             _ => refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("container not found ({container:?})")),
         }
@@ -172,7 +172,7 @@ impl Inner {
         let id = self.running(path, container)?;
         // Whether there is a terminal was settled when the container was made; the query may not contradict it.
         let seen = self.find(path);
-        let spec = seen.as_ref().and_then(|seen| seen.pod.all_containers().find(|spec| spec.name == container));
+        let spec = seen.as_ref().and_then(|seen| seen.pod.every_container().find(|spec| spec.name == container));
         streams.tty = spec.is_some_and(|spec| spec.tty);
         streams.stderr &= !streams.tty;
         self.proxy(request, async { self.runtime.attach(&id, streams).await }).await

@@ -182,6 +182,9 @@ struct Turn<'a> {
 impl<'a> Turn<'a> {
     fn containers(&mut self) -> Option<Step> {
         let spec = &self.facts.pod.spec;
+        if let Some(step) = spec.ephemeral_containers.iter().find_map(|container| self.ephemeral(container)) {
+            return Some(step);
+        }
         // Once a regular container exists in this sandbox, init containers have done their work.
         let initialised = spec.containers.iter().any(|c| self.here(c).is_some());
         for container in &spec.init_containers {
@@ -202,6 +205,17 @@ impl<'a> Turn<'a> {
     /// The newest instance in this sandbox.
     fn here(&self, container: &Container) -> Option<&'a ObservedContainer> {
         latest(self.facts.seen, &container.name).filter(|o| o.sandbox == *self.sandbox)
+    }
+
+    /// One for debugging: started once, whatever else goes on in the pod.
+    fn ephemeral(&mut self, container: &Container) -> Option<Step> {
+        match latest(self.facts.seen, &container.name) {
+            Some(instance) if instance.state == ContainerState::ContainerCreated => self.resume(container, instance.id.clone()),
+            Some(_) => None,
+            // It was there once, and was removed with its sandbox.
+            None if self.facts.pod.status.container(&container.name).is_some_and(|s| !s.container_id.is_empty()) => None,
+            None => self.start(container),
+        }
     }
 
     /// A step, or whether the next init container may start.

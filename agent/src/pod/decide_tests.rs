@@ -1,9 +1,10 @@
 //! Decisions: a table of situations, and a property: whatever dies wherever, it converges and nothing runs twice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use runtime::{Few, PodUid};
+use runtime::PodUid;
 use runtime::observe::ObservedSandbox;
 use serde_json::json;
 
@@ -25,7 +26,7 @@ fn sandbox(id: &str, attempt: u32, ready: bool) -> ObservedSandbox {
         created_at: i64::from(attempt),
         ips: vec!["10.42.0.2".to_owned()],
         host_network: Some(false),
-        annotations: Few::default(),
+        annotations: BTreeMap::new(),
     }
 }
 
@@ -45,8 +46,10 @@ fn container(name: &str, attempt: u32, state: ContainerState, exit_code: i32) ->
         image: String::new(),
         image_ref: String::new(),
         image_id: String::new(),
-        annotations: Few::default(),
+        annotations: BTreeMap::new(),
         log_path: String::new(),
+        mounts: Vec::new(),
+        resources: None,
         user: None,
     }
 }
@@ -112,6 +115,24 @@ fn one() -> serde_json::Value {
 
 fn up() -> Vec<ObservedSandbox> {
     vec![sandbox("s0", 0, true)]
+}
+
+#[test]
+fn a_debug_container_is_started_once_whatever_the_pod_does() {
+    let debugged = |containers| {
+        let spec = json!({"containers": [{"name": "c", "image": "i"}], "initContainers": [{"name": "a", "image": "i"}],
+            "ephemeralContainers": [{"name": "d", "image": "i", "targetContainerName": "c"}]});
+        case(spec, up(), containers)
+    };
+    assert_eq!(debugged(vec![running("a")]).step(), start("d", 0), "also before the pod is initialised");
+    assert_eq!(debugged(vec![exited("a", 0, 0), running("c"), running("d")]).step(), WAIT);
+    assert_eq!(debugged(vec![exited("a", 0, 0), running("c"), exited("d", 0, 1)]).step(), WAIT, "never again");
+    let mut gone = debugged(vec![exited("a", 0, 0), running("c")]);
+    gone.pod.status =
+        serde_json::from_value(json!({"ephemeralContainerStatuses": [{"name": "d", "containerID": "containerd://x"}]})).unwrap();
+    assert_eq!(gone.step(), WAIT, "it was there once");
+    let deleted = debugged(vec![exited("a", 0, 0), exited("c", 0, 0), running("d")]).deleted();
+    assert_eq!(deleted.step(), Step::StopAll { why: StopAll::Over });
 }
 
 #[test]

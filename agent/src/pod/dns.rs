@@ -19,7 +19,7 @@ pub struct HostResolver {
 }
 
 impl HostResolver {
-    /// Server lines accumulate, the last search line wins, options merge by name.
+    /// Server lines accumulate, the last search line wins, options merge by name; `domain` lines count as little as on a kubelet.
     pub fn parse(text: &str) -> HostResolver {
         let mut host = HostResolver::default();
         for line in text.lines() {
@@ -30,7 +30,7 @@ impl HostResolver {
             let mut words = line.split_whitespace();
             match words.next() {
                 Some("nameserver") => host.servers.extend(words.next().map(str::to_owned)),
-                Some("search" | "domain") => {
+                Some("search") => {
                     host.searches =
                         words.map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_owned()).filter(|w| w != ".").collect();
                 }
@@ -151,7 +151,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const HOST: &str = "# made by hand\nnameserver 192.168.1.1\nnameserver 192.168.1.2\nsearch lan. home\noptions edns0 ndots:1\n";
+    const HOST: &str =
+        "# made by hand\nnameserver 192.168.1.1\nnameserver 192.168.1.2\nsearch lan. home\noptions edns0 ndots:1\ndomain other\n";
 
     fn check(spec: serde_json::Value, servers: &[&str], searches: &[&str], options: &[&str]) {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "rec"}, "spec": spec})).unwrap();

@@ -7,9 +7,13 @@ use runtime::{Client, ContainerId};
 use super::probes::{self, http};
 use crate::api::pod::{Container, LifecycleHandler, Pod};
 
-/// `spec.containers{c}` or `spec.initContainers{c}`: where events about a container point.
+/// `spec.containers{c}`, `spec.initContainers{c}` or `spec.ephemeralContainers{c}`: where events about a container point.
 pub(super) fn field_path(pod: &Pod, container: &str) -> String {
-    let list = if pod.spec.init_containers.iter().any(|c| c.name == container) { "initContainers" } else { "containers" };
+    let list = match container {
+        name if pod.spec.init_containers.iter().any(|c| c.name == name) => "initContainers",
+        name if pod.is_ephemeral(name) => "ephemeralContainers",
+        _ => "containers",
+    };
     format!("spec.{list}{{{container}}}")
 }
 

@@ -22,7 +22,7 @@ const MAX_LOG_LINES: usize = 80;
 
 impl LastWords {
     pub(super) fn of(pod: &Pod, dirs: &PodDirs, container: &ObservedContainer) -> LastWords {
-        let policy = pod.all_containers().find(|c| c.name == container.name).map(|c| c.termination_message_policy.as_str());
+        let policy = pod.every_container().find(|c| c.name == container.name).map(|c| c.termination_message_policy.as_str());
         let fallback = policy == Some("FallbackToLogsOnError") && container.exit_code != 0 && !container.log_path.is_empty();
         LastWords {
             file: volumes::termination_log(dirs, &container.name, container.attempt),

@@ -17,7 +17,7 @@ pub(super) fn litter(facts: &Facts<'_>, current: Option<&SandboxId>) -> (Vec<Con
             same = (container.name.clone(), 0);
         }
         same.1 += 1;
-        let known = facts.pod.all_containers().any(|c| c.name == container.name);
+        let known = facts.pod.every_container().any(|c| c.name == container.name);
         if same.1 > 2 && !is_alive(container) || !known && ended(container) {
             containers.push(container.id.clone());
         } else {

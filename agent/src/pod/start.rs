@@ -16,7 +16,7 @@ use super::time::{self, Nanos, SECOND};
 use super::translate::{self, ContainerInputs, ImageUser};
 use super::volumes::{self, MountInputs};
 use super::worker::Worker;
-use super::{env, hooks, hosts, reasons, resources};
+use super::{env, hooks, hosts, reasons, resources, unsupported};
 use crate::api::pod::{Container, Pod};
 use crate::events::Type;
 
@@ -32,7 +32,7 @@ impl Worker {
 
     pub(super) async fn start(&mut self, name: &str, attempt: u32) -> Done {
         let pod = self.pod.clone();
-        let Some(container) = pod.all_containers().find(|c| c.name == name) else {
+        let Some(container) = pod.every_container().find(|c| c.name == name) else {
             return Err(());
         };
         let Some(sandbox) = self.seen.sandbox().cloned() else {
@@ -49,6 +49,13 @@ impl Worker {
                 }
             }
         }
+        let target = match self.debug_target(container) {
+            Ok(target) => target,
+            Err(message) => {
+                self.fail(name, reasons::CREATE_CONTAINER_CONFIG_ERROR, message, time::now() + RETRY);
+                return Err(());
+            }
+        };
         let image = self.image(container).await?;
         let user = ImageUser::of(&image);
         if let Err(message) = translate::check_non_root(&pod, container, &user) {
@@ -56,7 +63,7 @@ impl Worker {
             return Err(());
         }
         let config = match self.container_config(&pod, container, attempt, &image, user).await {
-            Ok(config) => config,
+            Ok(config) => translate::sees_processes_of(config, target.as_ref()),
             Err(message) => {
                 self.fail(name, reasons::CREATE_CONTAINER_CONFIG_ERROR, message, time::now() + RETRY);
                 return Err(());
@@ -85,10 +92,25 @@ impl Worker {
         self.start_made(container, &sandbox.id, &id).await
     }
 
+    /// The instance whose processes an ephemeral container is to see, if it names one. An ephemeral container is judged only
+    /// here, for it comes after admission.
+    fn debug_target(&self, container: &Container) -> Result<Option<ContainerId>, String> {
+        if !self.pod.is_ephemeral(&container.name) {
+            return Ok(None);
+        }
+        let missing = unsupported::ephemeral_fields(container);
+        if !missing.is_empty() {
+            return Err(format!("this agent does not implement {}", missing.join(", ")));
+        }
+        let Some(wanted) = container.target() else { return Ok(None) };
+        let target = self.seen.container(wanted).ok_or_else(|| format!("unable to find target container {wanted}"))?;
+        Ok(Some(target.id.clone()))
+    }
+
     /// A container that a former agent made and did not start.
     pub(super) async fn start_created(&mut self, name: &str, id: &ContainerId) -> Done {
         let pod = self.pod.clone();
-        let Some(container) = pod.all_containers().find(|c| c.name == name) else {
+        let Some(container) = pod.every_container().find(|c| c.name == name) else {
             return Err(());
         };
         let Some(sandbox) = self.seen.sandbox().map(|s| s.id.clone()) else {
@@ -225,7 +247,7 @@ impl Worker {
 
     pub(super) async fn kill(&mut self, name: &str, id: &ContainerId, why: Kill) {
         let pod = self.pod.clone();
-        let Some(container) = pod.all_containers().find(|c| c.name == name) else {
+        let Some(container) = pod.every_container().find(|c| c.name == name) else {
             return;
         };
         let text = match why {

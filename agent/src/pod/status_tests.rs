@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use runtime::cri::ContainerState as Seen;
 use runtime::observe::{ObservedContainer, ObservedSandbox};
-use runtime::{Few, PodUid, SandboxId, cri};
+use runtime::{PodUid, SandboxId, cri};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::pod::{ContainerStatus, Terminated};
+use crate::api::pod::{ContainerStatus, PodSpec, Terminated};
 use crate::pod::history::Failure;
 use crate::pod::probes::Kind;
 use crate::pod::time::SECOND;
@@ -73,8 +73,10 @@ fn instance(status: &ContainerStatus, attempt: u32, end: Option<&Terminated>) ->
         image: status.image.clone(),
         image_ref: status.image_id.clone(),
         image_id: String::new(),
-        annotations: Few::default(),
+        annotations: BTreeMap::new(),
         log_path: String::new(),
+        mounts: Vec::new(),
+        resources: None,
         user: status.user.as_ref().and_then(|u| u.linux.as_ref()).map(|u| cri::LinuxContainerUser {
             uid: u.uid,
             gid: u.gid,
@@ -97,7 +99,7 @@ fn world(pod: &Pod) -> (ObservedPod, History, Health, i64) {
         created_at: 1,
         ips: status.pod_ips.iter().map(|i| i.ip.clone()).collect(),
         host_network: None,
-        annotations: Few::default(),
+        annotations: BTreeMap::new(),
     });
     for told in status.init_container_statuses.iter().chain(&status.container_statuses) {
         let container = pod.all_containers().find(|c| c.name == told.name).unwrap();
@@ -249,4 +251,62 @@ fn pods_that_crash() {
 #[test]
 fn pods_that_are_refused() {
     check_all(&["out-of-cpu", "node-affinity-refused"]);
+}
+
+#[test]
+fn a_debug_container_is_told_apart_and_changes_nothing_else() {
+    let mut pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.42.0.2"}],
+            "conditions": [{"type": "PodReadyToStartContainers", "status": "True"}],
+            "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "containerID": "containerd://c0", "ready": true, "started": true,
+                "state": {"running": {"startedAt": "2026-11-23T02:51:47Z"}}}]},
+    }))
+    .unwrap();
+    let (mut seen, history, health, now) = world(&pod);
+    let before = PodStatus::default();
+    let messages = BTreeMap::new();
+    let told = |pod: &Pod, seen: &ObservedPod, before: &PodStatus| {
+        let facts = Facts {
+            pod,
+            before,
+            seen,
+            history: &history,
+            health: &health,
+            messages: &messages,
+            host_ips: &[],
+            start_time: 0,
+            cause: None,
+            stopping: false,
+            now,
+        };
+        derive(&facts)
+    };
+    let alone = told(&pod, &seen, &before);
+    assert_eq!(alone.phase, "Running");
+    assert!(alone.ephemeral_container_statuses.is_empty());
+    let spec = PodSpec {
+        ephemeral_containers: serde_json::from_value(json!([{"name": "d", "image": "j"}])).unwrap(),
+        ..PodSpec::clone(&pod.spec)
+    };
+    pod.spec = Arc::new(spec);
+    let waiting = told(&pod, &seen, &before);
+    let state = |status: &PodStatus| status.ephemeral_container_statuses[0].state.clone();
+    assert_eq!(state(&waiting).waiting.unwrap().reason, "ContainerCreating");
+    let mut instance = seen.containers[0].clone();
+    (instance.id, instance.name) = ("d0".into(), "d".to_owned());
+    seen.containers.push(instance);
+    let running = told(&pod, &seen, &before);
+    assert!(state(&running).running.is_some());
+    (seen.containers[1].state, seen.containers[1].exit_code) = (Seen::ContainerExited, 3);
+    let ended = told(&pod, &seen, &before);
+    assert_eq!(state(&ended).terminated.unwrap().exit_code, 3, "whatever the pod's restart policy");
+    seen.containers.pop();
+    let collected = told(&pod, &seen, &ended);
+    assert_eq!(collected.ephemeral_container_statuses, ended.ephemeral_container_statuses);
+    for status in [waiting, running, ended, collected] {
+        assert!(!status.ephemeral_container_statuses[0].ready);
+        assert_eq!(PodStatus { ephemeral_container_statuses: Vec::new(), ..status }, alone);
+    }
 }

@@ -74,7 +74,7 @@ impl Worker {
             .iter()
             .filter(alive)
             .map(|seen| {
-                let known = self.pod.all_containers().find(|c| c.name == seen.name);
+                let known = self.pod.every_container().find(|c| c.name == seen.name);
                 // An orphan's hook is known from its annotation only.
                 let told = || seen.annotations.get(labels::CONTAINER_PRE_STOP).and_then(|json| serde_json::from_str(json).ok());
                 Target {

@@ -169,3 +169,21 @@ fn users_of_the_image() {
         assert_eq!(check(own, user), wanted);
     }
 }
+
+#[test]
+fn a_debug_container_sees_the_processes_of_its_target() {
+    let options = |spec: Value, target: Option<&str>| {
+        let config = sees_processes_of(container_of(spec, ImageUser::Uid(0)), target.map(Into::into).as_ref());
+        config.linux.unwrap().security_context.unwrap().namespace_options.unwrap()
+    };
+    let one = || json!({"containers": [{"name": "a"}]});
+    let with = options(one(), Some("c1"));
+    assert_eq!((with.pid(), with.target_id.as_str()), (NamespaceMode::Target, "c1"));
+    assert_eq!(options(one(), None).pid(), NamespaceMode::Container);
+    let shared = options(json!({"shareProcessNamespace": true, "containers": [{"name": "a"}]}), Some("c1"));
+    assert_eq!((shared.pid(), shared.target_id.as_str()), (NamespaceMode::Pod, ""));
+    // The runtime takes a privileged one only if the sandbox it is told of is, too.
+    let privileged = json!([{"name": "d", "securityContext": {"privileged": true}}]);
+    let told = sandbox(json!({"containers": [{"name": "a"}], "ephemeralContainers": privileged}));
+    assert!(told.linux.unwrap().security_context.unwrap().privileged);
+}

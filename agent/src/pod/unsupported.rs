@@ -1,7 +1,7 @@
 //! Fields that would change what a pod does and that this agent does not implement: such a pod is refused by name
 //! instead of being run wrongly. Pure.
 
-use crate::api::pod::{Container, LifecycleHandler, Pod, Unknown, Volume, VolumeMount};
+use crate::api::pod::{Container, LifecycleHandler, Pod, TARGET, Unknown, Volume, VolumeMount};
 
 /// JSON paths of every unsupported field of the spec, in spec order; empty when the pod can run as written.
 pub fn fields(pod: &Pod) -> Vec<String> {
@@ -28,6 +28,15 @@ pub fn fields(pod: &Pod) -> Vec<String> {
             container_fields(&format!("spec.{list}[{index}]"), container, list == "initContainers", &mut found);
         }
     }
+    found
+}
+
+/// The same of one ephemeral container, which comes when its pod has long been admitted.
+pub fn ephemeral_fields(container: &Container) -> Vec<String> {
+    let mut found = Vec::new();
+    let path = format!("spec.ephemeralContainers[{}]", container.name);
+    container_fields(&path, container, false, &mut found);
+    found.retain(|field| *field != format!("{path}.{TARGET}"));
     found
 }
 
@@ -138,6 +147,14 @@ mod tests {
         check(json!({"containers": [{"restartPolicyRules": [{}]}]}), &["spec.containers[0].restartPolicyRules"]);
         check(json!({"containers": [{"livenessProbe": {"quic": {"port": 1}}}]}), &["spec.containers[0].livenessProbe.quic"]);
         check(json!({"containers": [{"resources": {"claims": [{"name": "g"}]}}]}), &["spec.containers[0].resources.claims"]);
+    }
+
+    #[test]
+    fn an_ephemeral_container_may_name_its_target() {
+        let container = |spec| serde_json::from_value::<Container>(spec).unwrap();
+        assert!(ephemeral_fields(&container(json!({"name": "d", "targetContainerName": "main", "stdin": true}))).is_empty());
+        let odd = container(json!({"name": "d", "targetContainerName": "main", "volumeDevices": [{"name": "x"}]}));
+        assert_eq!(ephemeral_fields(&odd), ["spec.ephemeralContainers[d].volumeDevices"]);
     }
 
     #[test]

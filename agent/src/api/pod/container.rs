@@ -6,7 +6,10 @@ use serde_json::Value;
 use super::{Lifecycle, Probe, ResourceList, SeLinuxOptions, SecurityProfile, Unknown, is_default};
 use crate::api::quantity::Quantity;
 
-/// v1 Container, regular or init.
+/// Field of ephemeral containers only.
+pub const TARGET: &str = "targetContainerName";
+
+/// v1 Container: regular, init or ephemeral.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Container {
@@ -65,6 +68,12 @@ pub struct Container {
 }
 
 impl Container {
+    /// The container whose processes an ephemeral container is to see. The one field that only those have, so it stays among
+    /// the unknown ones.
+    pub fn target(&self) -> Option<&str> {
+        self.unknown.get(TARGET)?.as_str().filter(|name| !name.is_empty())
+    }
+
     /// Whether this init container keeps running beside the regular ones.
     pub fn is_sidecar(&self) -> bool {
         self.restart_policy == Some(super::RestartPolicy::Always)

@@ -78,7 +78,17 @@ impl Pod {
         self.status.is_terminal()
     }
 
-    /// Init and regular containers, in that order.
+    /// Every container there is to know: init, regular and ephemeral ones.
+    pub fn every_container(&self) -> impl Iterator<Item = &Container> {
+        self.all_containers().chain(&self.spec.ephemeral_containers)
+    }
+
+    /// Whether a container was added to the running pod for debugging.
+    pub fn is_ephemeral(&self, container: &str) -> bool {
+        self.spec.ephemeral_containers.iter().any(|c| c.name == container)
+    }
+
+    /// Init and regular containers, in that order: what the pod itself is made of.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.spec.init_containers.iter().chain(&self.spec.containers)
     }

@@ -16,9 +16,9 @@ pub struct PodSpec {
     #[serde(skip_serializing_if = "is_default")]
     pub init_containers: Vec<Container>,
     pub containers: Vec<Container>,
-    /// Added while the pod runs by `kubectl debug`; kept as they came.
+    /// Added while the pod runs, by `kubectl debug`; started once and never again.
     #[serde(skip_serializing_if = "is_default")]
-    pub ephemeral_containers: Vec<Value>,
+    pub ephemeral_containers: Vec<Container>,
     #[serde(skip_serializing_if = "is_default")]
     pub restart_policy: RestartPolicy,
     /// Seconds; the server fills in 30.

@@ -34,6 +34,8 @@ pub struct PodStatus {
     pub init_container_statuses: Vec<ContainerStatus>,
     #[serde(skip_serializing_if = "is_default")]
     pub container_statuses: Vec<ContainerStatus>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub ephemeral_container_statuses: Vec<ContainerStatus>,
     /// `Guaranteed`, `Burstable` or `BestEffort`.
     #[serde(skip_serializing_if = "is_default")]
     pub qos_class: String,
@@ -54,9 +56,10 @@ impl PodStatus {
         self.conditions.iter().find(|c| c.kind == kind)
     }
 
-    /// Status of an init or regular container.
+    /// Status of a container of any kind.
     pub fn container(&self, name: &str) -> Option<&ContainerStatus> {
-        self.init_container_statuses.iter().chain(&self.container_statuses).find(|c| c.name == name)
+        let all = self.init_container_statuses.iter().chain(&self.container_statuses);
+        all.chain(&self.ephemeral_container_statuses).find(|c| c.name == name)
     }
 }
 

@@ -15,6 +15,34 @@ pub(super) fn statuses(facts: &Facts<'_>, containers: &[Container], init: bool) 
     containers.iter().map(|container| status(facts, container, init)).collect()
 }
 
+/// Statuses of the containers added for debugging: never ready, never started again.
+pub(super) fn ephemeral(facts: &Facts<'_>) -> Vec<ContainerStatus> {
+    let status = |container: &Container| {
+        let before = facts.before.container(&container.name);
+        let mut status = match facts.seen.container(&container.name) {
+            Some(newest) => {
+                let mut status = status(facts, container, false);
+                if matches!(newest.state, Seen::ContainerExited | Seen::ContainerUnknown) {
+                    status.state = ContainerState { terminated: Some(terminated(facts, newest)), ..Default::default() };
+                }
+                status
+            }
+            None => match before.filter(|b| !b.container_id.is_empty()) {
+                Some(before) => {
+                    let mut gone = before.clone();
+                    close_one(&mut gone);
+                    gone
+                }
+                None => absent(facts, container, None),
+            },
+        };
+        (status.ready, status.started, status.last_state) = (false, None, ContainerState::default());
+        (status.resources, status.allocated_resources) = (None, Default::default());
+        status
+    };
+    facts.pod.spec.ephemeral_containers.iter().map(status).collect()
+}
+
 fn status(facts: &Facts<'_>, container: &Container, init: bool) -> ContainerStatus {
     let before = facts.before.container(&container.name);
     let mut instances = facts.seen.containers.iter().filter(|c| c.name == container.name);

@@ -113,6 +113,7 @@ pub fn derive(facts: &Facts<'_>) -> PodStatus {
         start_time: Some(time::rfc3339(facts.start_time)),
         init_container_statuses: init,
         container_statuses: regular,
+        ephemeral_container_statuses: containers::ephemeral(facts),
         qos_class: resources::qos(pod).as_str().to_owned(),
         allocated_resources: resources::pod_requests(pod),
         resources: Some(ResourceStatus { limits: resources::pod_limits(pod), requests: resources::pod_requests(pod) }),

@@ -6,7 +6,7 @@ mod security;
 
 pub use container::{ContainerInputs, container_config, log_path};
 pub use sandbox::{SandboxInputs, sandbox_config};
-pub use security::{ImageUser, check_non_root};
+pub use security::{ImageUser, check_non_root, sees_processes_of};
 
 use crate::api::pod::Container;
 

@@ -1,6 +1,6 @@
 //! Security contexts: the container's fields win over the pod's (kubelet-contract 6).
 
-use runtime::cri;
+use runtime::{ContainerId, cri};
 
 use crate::api::pod::{Container, Pod, PodSecurityContext, SeLinuxOptions, SecurityContext, SecurityProfile};
 
@@ -60,6 +60,18 @@ fn namespaces(pod: &Pod) -> cri::NamespaceOption {
     cri::NamespaceOption { network: host(spec.host_network).into(), ipc: host(spec.host_ipc).into(), pid: pid.into(), ..Default::default() }
 }
 
+/// The configuration of a container that shares the processes of another one, unless the whole pod shares them anyway.
+pub fn sees_processes_of(mut config: cri::ContainerConfig, target: Option<&ContainerId>) -> cri::ContainerConfig {
+    let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    if let (Some(target), Some(options)) = (target, context.and_then(|context| context.namespace_options.as_mut())) {
+        if options.pid() == cri::NamespaceMode::Container {
+            options.set_pid(cri::NamespaceMode::Target);
+            options.target_id = target.to_string();
+        }
+    }
+    config
+}
+
 fn groups(context: Option<&PodSecurityContext>) -> Vec<i64> {
     let Some(context) = context else {
         return Vec::new();
@@ -74,7 +86,7 @@ fn number(value: Option<i64>) -> Option<cri::Int64Value> {
 /// Security context of the sandbox.
 pub(super) fn sandbox(pod: &Pod) -> cri::LinuxSandboxSecurityContext {
     let context = pod.spec.security_context.as_ref();
-    let privileged = pod.all_containers().any(|c| c.security_context.as_ref().is_some_and(|s| s.privileged == Some(true)));
+    let privileged = pod.every_container().any(|c| c.security_context.as_ref().is_some_and(|s| s.privileged == Some(true)));
     let user = number(context.and_then(|c| c.run_as_user));
     cri::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(pod)),
