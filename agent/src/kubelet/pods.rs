@@ -143,7 +143,7 @@ impl Inner {
         let Some(seen) = self.find(path) else {
             return refuse(StatusCode::NOT_FOUND, "pod does not exist".to_owned());
         };
-        match seen.containers.get(container).map(Box::as_ref) {
+        match seen.containers.get(container) {
             Some(ContainerView { id: Some(id), running: true, .. }) => Ok(id.clone()),
             _ => refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("container not found ({container:?})")),
         }

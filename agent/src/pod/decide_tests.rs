@@ -1,11 +1,10 @@
 //! Decisions: a table of situations, and a property: whatever dies wherever, it converges and nothing runs twice.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use runtime::PodUid;
 use runtime::observe::ObservedSandbox;
+use runtime::{Few, PodUid};
 use serde_json::json;
 
 use super::*;
@@ -26,7 +25,7 @@ fn sandbox(id: &str, attempt: u32, ready: bool) -> ObservedSandbox {
         created_at: i64::from(attempt),
         ips: vec!["10.42.0.2".to_owned()],
         host_network: Some(false),
-        annotations: BTreeMap::new(),
+        annotations: Few::default(),
     }
 }
 
@@ -46,10 +45,8 @@ fn container(name: &str, attempt: u32, state: ContainerState, exit_code: i32) ->
         image: String::new(),
         image_ref: String::new(),
         image_id: String::new(),
-        annotations: BTreeMap::new(),
+        annotations: Few::default(),
         log_path: String::new(),
-        mounts: Vec::new(),
-        resources: None,
         user: None,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use runtime::cri::ContainerState as Seen;
 use runtime::observe::{ObservedContainer, ObservedSandbox};
-use runtime::{PodUid, SandboxId, cri};
+use runtime::{Few, PodUid, SandboxId, cri};
 use serde_json::{Value, json};
 
 use super::*;
@@ -73,10 +73,8 @@ fn instance(status: &ContainerStatus, attempt: u32, end: Option<&Terminated>) ->
         image: status.image.clone(),
         image_ref: status.image_id.clone(),
         image_id: String::new(),
-        annotations: BTreeMap::new(),
+        annotations: Few::default(),
         log_path: String::new(),
-        mounts: Vec::new(),
-        resources: None,
         user: status.user.as_ref().and_then(|u| u.linux.as_ref()).map(|u| cri::LinuxContainerUser {
             uid: u.uid,
             gid: u.gid,
@@ -99,7 +97,7 @@ fn world(pod: &Pod) -> (ObservedPod, History, Health, i64) {
         created_at: 1,
         ips: status.pod_ips.iter().map(|i| i.ip.clone()).collect(),
         host_network: None,
-        annotations: BTreeMap::new(),
+        annotations: Few::default(),
     });
     for told in status.init_container_statuses.iter().chain(&status.container_statuses) {
         let container = pod.all_containers().find(|c| c.name == told.name).unwrap();

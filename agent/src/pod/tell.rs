@@ -91,11 +91,11 @@ impl Worker {
     }
 
     fn show(&self, step: &Step) {
-        let mut pod = Pod::clone(&self.pod);
-        pod.status = self.last.clone();
-        let containers = self.pod.every_container().map(|c| (c.name.clone(), Box::new(self.container_view(&c.name)))).collect();
+        let told = Arc::ptr_eq(&self.pod.status, &self.last);
+        let pod = if told { self.pod.clone() } else { Arc::new(Pod { status: self.last.clone(), ..Pod::clone(&self.pod) }) };
+        let containers = self.pod.every_container().map(|c| (c.name.clone(), self.container_view(&c.name))).collect();
         let view = PodView {
-            pod: Arc::new(pod),
+            pod,
             sandbox: self.seen.sandbox().map(|s| s.id.clone()),
             containers,
             log_dir: self.dirs.logs.clone(),
