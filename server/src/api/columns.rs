@@ -39,7 +39,6 @@ pub(super) fn columns(kind: &Kind) -> &'static [Column] {
         ("", "Namespace") => &[NAME, ("Status", "string", "", 0), AGE],
         ("", "ConfigMap") => &[NAME, ("Data", "string", "", 0), AGE],
         ("", "Secret") => &[NAME, ("Type", "string", "", 0), ("Data", "string", "", 0), AGE],
-        ("", "ServiceAccount") => &[NAME, ("Secrets", "string", "", 0), AGE],
         ("", "Service") => &[
             NAME,
             ("Type", "string", "", 0),
@@ -88,6 +87,7 @@ pub(super) fn columns(kind: &Kind) -> &'static [Column] {
         ("coordination.k8s.io", "Lease") => &[NAME, ("Holder", "string", "", 0), AGE],
         ("node.k8s.io", "RuntimeClass") => &[NAME, ("Handler", "string", "", 0), AGE],
         ("storage.k8s.io", "CSINode") => &[NAME, ("Drivers", "integer", "", 0), AGE],
+        ("autoscaling", "Scale") => &[NAME, ("Desired", "integer", "", 0), ("Available", "integer", "", 0), AGE],
         _ => &[NAME, AGE],
     }
 }

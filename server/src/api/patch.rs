@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::kind::Kind;
-use super::status::{ApiStatus, Cause};
+use super::status::ApiStatus;
 use super::strategic;
 use crate::openapi::schema::schema;
 
@@ -41,15 +41,12 @@ impl PatchType {
 ///
 /// # Errors
 /// 400 for a malformed patch, 422 for a JSON patch whose operations do not fit.
-pub(super) fn apply_to(kind: &Kind, name: &str, object: &mut Value, patch_type: PatchType, patch: &Value) -> Result<(), ApiStatus> {
+pub(super) fn apply_to(kind: &Kind, object: &mut Value, patch_type: PatchType, patch: &Value) -> Result<(), ApiStatus> {
     match patch_type {
         PatchType::Json => {
             let operations: json_patch::Patch =
                 serde_json::from_value(patch.clone()).map_err(|error| ApiStatus::bad_request(format!("error decoding patch: {error}")))?;
-            json_patch::patch(object, &operations).map_err(|error| {
-                let cause = Cause { reason: "FieldValueInvalid".to_owned(), message: error.to_string(), field: "patch".to_owned() };
-                ApiStatus::invalid(kind, name, vec![cause])
-            })
+            json_patch::patch(object, &operations).map_err(|_| ApiStatus::patch_does_not_fit())
         }
         PatchType::Merge => {
             if !patch.is_object() {

@@ -212,9 +212,14 @@ impl Registry {
     ) -> Result<Arc<Value>, ApiStatus> {
         let make = |current: &Value| {
             let mut next = current.clone();
-            // Left in, it would make a condition of every patch.
-            meta::metadata_mut(&mut next).remove("resourceVersion");
-            patch::apply_to(kind, name, &mut next, patch_type, &patch)?;
+            // Left in, it would make a condition of every patch. A JSON patch may test it.
+            if patch_type != PatchType::Json {
+                meta::metadata_mut(&mut next).remove("resourceVersion");
+            }
+            patch::apply_to(kind, &mut next, patch_type, &patch)?;
+            if patch_type == PatchType::Json && next["metadata"]["resourceVersion"] == current["metadata"]["resourceVersion"] {
+                meta::metadata_mut(&mut next).remove("resourceVersion");
+            }
             Ok(Some(next))
         };
         self.change(kind, namespace, name, sub, actor, dry_run, make).await

@@ -16,6 +16,7 @@ use super::{PatchType, Selectors, Subresource, removal};
 use super::{discovery, listing, meta, render, reviews, scale, stream, views};
 use crate::auth::Identity;
 use crate::auth::authz::{self, Attributes};
+use crate::auth::impersonate;
 use crate::http::{Body, Handled, Server, json_response};
 use crate::openapi::conform;
 
@@ -61,6 +62,7 @@ pub async fn handle(
     identity: Identity,
     stop: watch::Receiver<bool>,
 ) -> Result<Response<Body>, ApiStatus> {
+    let identity = impersonate::apply(request.headers(), identity)?;
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path = request.uri().path().to_owned();
     let Some(info) = RequestInfo::parse(request.method(), &path, &query) else {
@@ -96,7 +98,11 @@ pub async fn handle(
     let context = Context { server, kind, namespace, info, query, format, identity };
     let media = request::content_type(request.headers());
     let head = request.method() == Method::HEAD;
-    let response = dispatch(context, media, request, stop).await?;
+    let mut response = dispatch(context, media, request, stop).await?;
+    if kind == &kind::ENDPOINTS {
+        let warning = HeaderValue::from_static("299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\"");
+        response.headers_mut().append(WARNING, warning);
+    }
     Ok(if head { response.map(|_| crate::http::full("")) } else { response })
 }
 
@@ -172,12 +178,13 @@ async fn body_as_is(media: &str, request: Request<Incoming>) -> Result<Value, Ap
 
 /// The object in the body, as the store's kind, checked against the schema as `fieldValidation` asks.
 async fn body(context: &Context, media: &str, request: Request<Incoming>) -> Result<(Value, Vec<String>), ApiStatus> {
-    let object = body_as_is(media, request).await?;
-    let warnings = check(context, &object)?;
+    let mut object = body_as_is(media, request).await?;
+    let warnings = check(context, &mut object)?;
     Ok((views::to_stored(context.kind, object), warnings))
 }
 
-fn check(context: &Context, object: &Value) -> Result<Vec<String>, ApiStatus> {
+/// What is wrong with an object; fields that its kind does not have are taken out of it.
+fn check(context: &Context, object: &mut Value) -> Result<Vec<String>, ApiStatus> {
     let kind = context.kind;
     let version = kind.api_version();
     if let Some(given) = object.get("apiVersion").and_then(Value::as_str).filter(|g| *g != version) {
@@ -197,6 +204,9 @@ fn check(context: &Context, object: &Value) -> Result<Vec<String>, ApiStatus> {
             "{0} in version \"{1}\" cannot be handled as a {0}: json: cannot unmarshal {wrong}",
             kind.kind, kind.version
         )));
+    }
+    if !found.unknown.is_empty() {
+        conform::prune(kind, object);
     }
     match context.query.get("fieldValidation") {
         "Strict" if !found.unknown.is_empty() => {
@@ -262,7 +272,7 @@ async fn patch(context: &Context, sub: Subresource, media: &str, request: Reques
     let dry_run = context.query.dry_run()?;
     let bytes = request::read_body(request.into_body()).await?;
     let media = if patch_type == PatchType::Apply { "application/apply-patch+yaml" } else { "application/json" };
-    let body = request::decode(media, &bytes)?;
+    let mut body = request::decode(media, &bytes)?;
     let registry = &context.server.registry;
     let (kind, namespace, name) = (context.kind, context.namespace(), &context.info.name);
     if patch_type == PatchType::Apply {
@@ -271,7 +281,7 @@ async fn patch(context: &Context, sub: Subresource, media: &str, request: Reques
                 "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
             ));
         }
-        let warnings = check(context, &body)?;
+        let warnings = check(context, &mut body)?;
         let config = views::to_stored(kind, body);
         let applied = Applied {
             config: &config,
@@ -282,7 +292,7 @@ async fn patch(context: &Context, sub: Subresource, media: &str, request: Reques
         return Ok(answer(context, if created { 201 } else { 200 }, &stored, &warnings));
     }
     let warnings = match patch_type {
-        PatchType::Merge | PatchType::Strategic => check(context, &body)?,
+        PatchType::Merge | PatchType::Strategic => check(context, &mut body)?,
         PatchType::Json | PatchType::Apply => Vec::new(),
     };
     let body = if kind == &kind::EVENT_V1 { views::to_stored(kind, body) } else { body };

@@ -4,9 +4,10 @@ use hyper::Response;
 use serde_json::{Value, json};
 
 use super::patch::{self, PatchType};
+use super::request::Format;
 use super::rest::Context;
 use super::status::{ApiStatus, Cause};
-use super::{Kind, Subresource, meta};
+use super::{Kind, Subresource, meta, render, table};
 use crate::http::{Body, json_response};
 
 /// The scale of an object.
@@ -43,11 +44,20 @@ pub(super) fn selector_text(selector: &Value) -> String {
 
 pub(super) fn get(context: &Context) -> Result<Response<Body>, ApiStatus> {
     let object = context.server.registry.get(context.kind, context.namespace(), &context.info.name)?;
-    Ok(answer(&object))
+    Ok(answer(context, &object))
 }
 
-fn answer(object: &Value) -> Response<Body> {
-    let mut out = serde_json::to_vec(&of(object)).unwrap_or_default();
+fn answer(context: &Context, object: &Value) -> Response<Body> {
+    let scale = of(object);
+    let shown = match context.format {
+        Format::Json => scale,
+        Format::Table(version) => {
+            let row = table::row(&SCALE, &scale, context.query.get("includeObject"));
+            table::table(&SCALE, version, &json!({"resourceVersion": scale["metadata"]["resourceVersion"]}), vec![row])
+        }
+        Format::Partial => render::partial(&scale),
+    };
+    let mut out = serde_json::to_vec(&shown).unwrap_or_default();
     out.push(b'\n');
     json_response(200, out)
 }
@@ -62,7 +72,7 @@ pub(super) async fn set(context: &Context, patch: Option<PatchType>, body: Value
             Some(patch_type) => {
                 // Left in, it would make a condition of every patch.
                 meta::metadata_mut(&mut scale).remove("resourceVersion");
-                patch::apply_to(&SCALE, name, &mut scale, patch_type, &body)?;
+                patch::apply_to(&SCALE, &mut scale, patch_type, &body)?;
             }
             None => scale = body.clone(),
         }
@@ -75,7 +85,7 @@ pub(super) async fn set(context: &Context, patch: Option<PatchType>, body: Value
     };
     let registry = &context.server.registry;
     let stored = registry.change(kind, context.namespace(), name, Subresource::Main, &context.identity, dry_run, make).await?;
-    Ok(answer(&stored))
+    Ok(answer(context, &stored))
 }
 
 static SCALE: Kind = Kind {

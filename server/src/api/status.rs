@@ -154,6 +154,13 @@ impl ApiStatus {
     }
 
     /// 410: the asked resourceVersion is no longer in the history.
+    /// 422 for a JSON patch whose operations do not fit; the real server does not say which.
+    pub fn patch_does_not_fit() -> Self {
+        let mut status = Self::failure(422, "Invalid", "the server rejected our request due to an error in our request".to_owned());
+        status.details = Some(Box::default());
+        status
+    }
+
     pub fn expired(message: impl Into<String>) -> Self {
         Self::failure(410, "Expired", message.into())
     }

@@ -57,7 +57,6 @@ fn cells(kind: &Kind, object: &Value, now: OffsetDateTime) -> Vec<Value> {
         ("", "Secret") => {
             vec![name, json!(object["type"].as_str().unwrap_or_default()), json!(len(&object["data"]).to_string()), age]
         }
-        ("", "ServiceAccount") => vec![name, json!(len(&object["secrets"]).to_string()), age],
         ("", "Service") => service(object, name, age),
         ("", "Endpoints") => vec![name, json!(endpoints(object)), age],
         (_, "Event") => event(object, now),
@@ -109,6 +108,10 @@ fn cells(kind: &Kind, object: &Value, now: OffsetDateTime) -> Vec<Value> {
         }
         ("node.k8s.io", "RuntimeClass") => vec![name, json!(object["handler"].as_str().unwrap_or_default()), age],
         ("storage.k8s.io", "CSINode") => vec![name, json!(len(&object["spec"]["drivers"])), age],
+        ("autoscaling", "Scale") => {
+            let number = |part: &str| json!(object[part]["replicas"].as_i64().unwrap_or(0));
+            vec![name, number("spec"), number("status"), age]
+        }
         _ => vec![name, age],
     }
 }

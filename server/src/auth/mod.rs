@@ -5,6 +5,7 @@
 
 pub mod authn;
 pub mod authz;
+pub mod impersonate;
 pub mod peer;
 
 use std::sync::Arc;

@@ -23,6 +23,32 @@ pub fn check(kind: &Kind, object: &Value) -> Found {
     found
 }
 
+/// Takes out the fields that the kind does not have, as decoding does; [`check`] names them.
+pub fn prune(kind: &Kind, object: &mut Value) {
+    if let Some(ty) = schema().of(kind.group, kind.kind) {
+        prune_fields(ty, object, true);
+    }
+}
+
+fn prune_fields(ty: &TypeDef, object: &mut Value, top: bool) {
+    let Some(map) = object.as_object_mut() else { return };
+    map.retain(|name, _| ty.field(name).is_some() || ty.open || name.starts_with('$') || (top && (name == "kind" || name == "apiVersion")));
+    for (name, value) in map {
+        if let Some(field) = ty.field(name) {
+            prune_value(&field.ty, value);
+        }
+    }
+}
+
+fn prune_value(ty: &Type, value: &mut Value) {
+    match (ty, value) {
+        (Type::Ref(index), value) => prune_fields(schema().at(*index), value, false),
+        (Type::List(item), Value::Array(list)) => list.iter_mut().for_each(|one| prune_value(item, one)),
+        (Type::Map(item), Value::Object(map)) => map.values_mut().for_each(|one| prune_value(item, one)),
+        _ => {}
+    }
+}
+
 fn fields(ty: &TypeDef, object: &Value, path: &str, found: &mut Found) {
     for (name, value) in object.as_object().into_iter().flatten() {
         let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -114,5 +140,59 @@ mod tests {
             assert_eq!(found.unknown.join(","), unknown, "{object}");
             assert_eq!(found.wrong.join(","), wrong, "{object}");
         }
+    }
+
+    #[test]
+    fn unknown_fields_are_taken_out_and_all_others_stay() {
+        let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"any": "x"}, "nope": 1}, "nope": 1,
+            "spec": {"nope": 1, "$patch": "replace", "containers": [{"name": "c", "nope": {"a": 1}, "resources": {"limits": {"any": "1"}}}]}});
+        prune(&kind::POD, &mut object);
+        let left = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"any": "x"}},
+            "spec": {"$patch": "replace", "containers": [{"name": "c", "resources": {"limits": {"any": "1"}}}]}});
+        assert_eq!(object, left);
+    }
+
+    /// What a real server and kubelet write has no field that would be lost here.
+    #[test]
+    fn recorded_objects_have_no_unknown_fields() {
+        fn visit(value: &Value, seen: &mut usize, unknown: &mut Vec<String>) {
+            let kind = kind::KINDS
+                .iter()
+                .find(|kind| value["kind"] == kind.kind && value["apiVersion"] == kind.api_version() && value["metadata"].is_object());
+            if let Some(kind) = kind {
+                *seen += 1;
+                unknown.extend(check(kind, value).unknown.into_iter().map(|path| format!("{} {path}", kind.kind)));
+            }
+            // A pod's life as a kubelet reported it.
+            for report in value["transitions"].as_array().into_iter().flatten() {
+                *seen += 1;
+                let pod = json!({"metadata": report["metadata"], "spec": value["spec"], "status": report["status"]});
+                unknown.extend(check(&kind::POD, &pod).unknown);
+            }
+            match value {
+                Value::String(text) if text.starts_with('{') => {
+                    if let Ok(body) = serde_json::from_str(text) {
+                        visit(&body, seen, unknown);
+                    }
+                }
+                Value::Array(list) => list.iter().for_each(|one| visit(one, seen, unknown)),
+                Value::Object(map) => map.values().for_each(|one| visit(one, seen, unknown)),
+                _ => {}
+            }
+        }
+        let recordings = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recordings");
+        let (mut seen, mut unknown) = (0, Vec::new());
+        for directory in ["k3s", "kubelet"] {
+            for file in std::fs::read_dir(recordings.join(directory)).unwrap().flatten() {
+                let text = std::fs::read(file.path()).unwrap();
+                if let Ok(value) = serde_json::from_slice(&text) {
+                    visit(&value, &mut seen, &mut unknown);
+                }
+            }
+        }
+        assert!(seen > 50, "only {seen} objects were found");
+        unknown.sort();
+        unknown.dedup();
+        assert_eq!(unknown, Vec::<String>::new());
     }
 }

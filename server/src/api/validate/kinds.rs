@@ -24,7 +24,10 @@ pub(super) fn object(kind: &Kind, object: &Value, wrong: &mut Wrong) {
             data("data", &object["data"], false, wrong);
             data("binaryData", &object["binaryData"], true, wrong);
         }
-        ("", "Secret") => data("data", &object["data"], true, wrong),
+        ("", "Secret") => {
+            data("data", &object["data"], true, wrong);
+            secret_type(object, wrong);
+        }
         ("discovery.k8s.io", "EndpointSlice") => {
             if object["addressType"].is_null() {
                 wrong.required("addressType", "");
@@ -84,6 +87,42 @@ pub(super) fn change(kind: &Kind, old: &Value, new: &Value, wrong: &mut Wrong) {
         }
         ("node.k8s.io", "RuntimeClass") => wrong.immutable("handler", &old["handler"], &new["handler"]),
         _ => {}
+    }
+}
+
+/// Keys that the well-known types of secrets must have (Kubernetes `ValidateSecret`).
+fn secret_type(object: &Value, wrong: &mut Wrong) {
+    let has = |key: &str| object["data"][key].is_string();
+    let mut need = |key: &str| {
+        if !has(key) {
+            wrong.required(&format!("data[{key}]"), "");
+        }
+    };
+    match text(&object["type"]) {
+        "kubernetes.io/tls" => {
+            need("tls.crt");
+            need("tls.key");
+        }
+        "kubernetes.io/ssh-auth" => need("ssh-privatekey"),
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
+            need("username");
+            need("password");
+        }
+        "kubernetes.io/dockerconfigjson" => docker_config(object, ".dockerconfigjson", wrong),
+        "kubernetes.io/dockercfg" => docker_config(object, ".dockercfg", wrong),
+        _ => {}
+    }
+}
+
+fn docker_config(object: &Value, key: &str, wrong: &mut Wrong) {
+    use base64::Engine as _;
+    let field = format!("data[{key}]");
+    let Some(encoded) = object["data"][key].as_str() else {
+        return wrong.required(&field, "");
+    };
+    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
+    if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&decoded) {
+        wrong.invalid(&field, &Value::from("<secret contents redacted>"), &error.to_string());
     }
 }
 

@@ -4,7 +4,7 @@
 //! it comes; what is checked is refused as the real server would refuse it.
 
 mod kinds;
-mod names;
+pub(super) mod names;
 mod pod;
 
 use serde_json::Value;
@@ -223,5 +223,26 @@ mod tests {
         let mut other = old.clone();
         other["spec"]["hostNetwork"] = json!(true);
         assert_eq!(update(&kind::POD, &old, &other).unwrap_err().code, 422);
+    }
+
+    #[test]
+    fn secrets_of_a_known_type_have_its_keys() {
+        let secret = |ty: &str, data: Value| causes(&kind::SECRET, &json!({"metadata": {"name": "s"}, "type": ty, "data": data}));
+        let rows = [
+            ("Opaque", json!({}), ""),
+            ("example.com/own", json!({}), ""),
+            ("kubernetes.io/tls", json!({"tls.crt": "YQ==", "tls.key": "YQ=="}), ""),
+            ("kubernetes.io/tls", json!({"a": "Yg=="}), "data[tls.crt]: Required value; data[tls.key]: Required value"),
+            ("kubernetes.io/basic-auth", json!({"password": "YQ=="}), ""),
+            ("kubernetes.io/basic-auth", json!({}), "data[username]: Required value; data[password]: Required value"),
+            ("kubernetes.io/ssh-auth", json!({}), "data[ssh-privatekey]: Required value"),
+            ("kubernetes.io/dockerconfigjson", json!({".dockerconfigjson": "e30="}), ""),
+            ("kubernetes.io/dockerconfigjson", json!({}), "data[.dockerconfigjson]: Required value"),
+        ];
+        for (ty, data, expected) in rows {
+            assert_eq!(secret(ty, data), expected, "{ty}");
+        }
+        let broken = secret("kubernetes.io/dockerconfigjson", json!({".dockerconfigjson": "e3s="}));
+        assert!(broken.starts_with("data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\": "), "{broken}");
     }
 }

@@ -35,6 +35,14 @@ fn is_plain(text: &str) -> bool {
     text.len() <= 63 && text.chars().all(|c| edge(c) || "-_.".contains(c)) && text.starts_with(edge) && text.ends_with(edge)
 }
 
+/// Whether this may be a label's key: `NAME` or `DOMAIN/NAME`.
+pub(in crate::api) fn is_key(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((prefix, name)) => is_subdomain(prefix) && is_plain(name),
+        None => is_plain(key),
+    }
+}
+
 /// Checks a label's key; `field` names the map.
 pub(super) fn key(field: &str, key: &str, wrong: &mut Wrong) {
     let (prefix, name) = match key.split_once('/') {
