@@ -52,12 +52,12 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     let wire = Wire::default();
     let client = Client::new(
         Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.node_tls.subscribe()).counted(Arc::clone(&wire.api)),
-        Settings::default(),
+        Settings { keep_alive: Some(config.liveness.api_ping), ..Settings::default() },
     );
     let controller = Client::new(
         Servers::new(&cluster.configured, cluster.servers.subscribe(), cluster.controller_tls.subscribe())
             .counted(Arc::clone(&wire.controller)),
-        Settings::default(),
+        Settings { keep_alive: Some(config.liveness.api_ping), ..Settings::default() },
     );
 
     // What is to run: from the ledger at once, from the server as soon as it answers.

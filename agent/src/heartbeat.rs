@@ -70,13 +70,12 @@ impl Heartbeat {
 
     async fn run(self) {
         let mut stop = self.stop.clone();
-        let settings = Settings { deadline: DEADLINE, keep_alive: None, accept: "application/vnd.kubernetes.protobuf,application/json" };
+        let settings = Settings { deadline: DEADLINE, keep_alive: None, code_only: true };
         let client = Client::new(Servers::new(&self.configured, self.servers.clone(), self.tls.clone()).counted(self.traffic), settings);
         // A server whose tunnel is lost is no place to renew the lease.
         let health = crate::app::follow_links(self.links.states.subscribe(), None, vec![client.clone()]);
         let links = run_links(self.servers, self.links);
-        let lease =
-            Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, every: self.lease_every, slimmed: false };
+        let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, every: self.lease_every };
         tokio::select! {
             () = async { tokio::join!(links, lease.keep(), health); } => {}
             _ = stop.wait_for(|stop| *stop) => {}
@@ -90,9 +89,6 @@ struct Lease {
     uid: watch::Receiver<String>,
     metrics: Arc<Metrics>,
     every: Duration,
-    /// The server was told to stop recording who set which field of this lease: it would send 257 bytes of that back
-    /// with every renewal, 2.2 MB a day. Once told, a real apiserver keeps to it.
-    slimmed: bool,
 }
 
 impl Lease {
@@ -143,20 +139,15 @@ impl Lease {
     async fn renew(&mut self) -> Result<(), Error> {
         let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{}", self.name);
         let now = clock::micros(OffsetDateTime::now_utc());
-        let slim = if self.slimmed { "" } else { r#""metadata":{"managedFields":[{}]},"# };
-        let body = format!(r#"{{{slim}"spec":{{"renewTime":"{now}"}}}}"#);
+        let body = format!(r#"{{"spec":{{"renewTime":"{now}"}}}}"#);
         match self.client.raw(Method::PATCH, &path, "application/merge-patch+json", Bytes::from(body)).await {
-            Ok(_) => {
-                self.slimmed = true;
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(error) if error.is_not_found() => self.create(&now).await,
             Err(error) => Err(error),
         }
     }
 
     async fn create(&mut self, now: &str) -> Result<(), Error> {
-        self.slimmed = false;
         // Without the Node there is nothing to own the lease; the next round comes soon enough.
         let waited = tokio::time::timeout(Duration::from_secs(3), self.uid.wait_for(|uid| !uid.is_empty())).await;
         let uid = match waited {

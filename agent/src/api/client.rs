@@ -21,6 +21,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tunnel::ServerAddr;
 
 use super::error::Error;
+use super::gather::Gather;
 use super::meta::Object;
 use super::servers::Servers;
 use super::watch::Watch;
@@ -50,13 +51,14 @@ pub struct Settings {
     pub deadline: Duration,
     /// Ping after this much silence while requests are open; None where the traffic itself proves the link.
     pub keep_alive: Option<Duration>,
-    /// `Accept` of unary calls whose body is not looked at.
-    pub accept: &'static str,
+    /// Only the code of an answer is of interest: the server is given no room to send a body (HTTP/2 flow control) and is told
+    /// to forget it. No request of such a client gets a body.
+    pub code_only: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { deadline: Duration::from_secs(10), keep_alive: Some(Duration::from_secs(120)), accept: JSON }
+        Settings { deadline: Duration::from_secs(10), keep_alive: Some(Duration::from_secs(120)), code_only: false }
     }
 }
 
@@ -180,7 +182,7 @@ impl Client {
 
     /// Any request; answers of 400 and above are errors. `content_type` empty: no body.
     pub async fn raw(&self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<Answer, Error> {
-        self.raw_accepting(method, path, content_type, self.inner.settings.accept, body).await
+        self.raw_accepting(method, path, content_type, JSON, body).await
     }
 
     async fn raw_accepting(&self, method: Method, path: &str, content_type: &str, accept: &str, body: Bytes) -> Result<Answer, Error> {
@@ -188,7 +190,17 @@ impl Client {
         let mut used = None;
         let call = async {
             let response = self.send(method, path, content_type, accept, body, &mut used).await?;
-            let code = response.status().as_u16();
+            let status = response.status();
+            let code = status.as_u16();
+            if self.inner.settings.code_only {
+                let refused = status.is_client_error() || status.is_server_error();
+                let reason = status.canonical_reason().unwrap_or_default().to_owned();
+                return if refused {
+                    Err(Error::Status { code, reason, message: "no details were asked for".to_owned() })
+                } else {
+                    Ok(Answer { code, body: Bytes::new() })
+                };
+            }
             let body = match response.into_body().collect().await {
                 Ok(all) => all.to_bytes(),
                 Err(error) => return Err(self.broken(used.as_ref(), &error).await),
@@ -367,12 +379,12 @@ impl Client {
         let mut builder = http2::Builder::new(tasks.clone());
         builder
             .timer(TokioTimer::new())
-            .initial_stream_window_size(64 * 1024)
+            .initial_stream_window_size(if self.inner.settings.code_only { 0 } else { 64 * 1024 })
             .initial_connection_window_size(256 * 1024)
             .max_send_buf_size(64 * 1024)
             .keep_alive_interval(self.inner.settings.keep_alive)
             .keep_alive_timeout(Duration::from_secs(10));
-        let (sender, driver) = builder.handshake(TokioIo::new(dialled)).await.map_err(|error| transport(chain(&error)))?;
+        let (sender, driver) = builder.handshake(TokioIo::new(Gather::new(dialled))).await.map_err(|error| transport(chain(&error)))?;
         let driver = crate::task::spawn(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(error = %chain(&error), "api connection ended");

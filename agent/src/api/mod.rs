@@ -6,6 +6,7 @@
 pub mod client;
 pub mod core;
 pub mod error;
+mod gather;
 pub mod meta;
 pub mod node;
 pub mod pod;

@@ -1,7 +1,7 @@
 //! This machine's Node object: registered, kept truthful, watched for what the cluster decides about it.
 //!
 //! ```text
-//! machine + reservation + runtime ─► status (pure) ─► POST once, then patches on change or every 5 minutes
+//! machine + reservation + runtime ─► status (pure) ─► POST once, then patches on change and now and then
 //! own Node (watch) ─► podCIDR ─► network_sync;  labels, taints, amounts ─► pod workers
 //! ```
 
@@ -41,9 +41,6 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Between looks until the node was Ready once, and how long that lasts.
 const FAST_LOOK: Duration = Duration::from_millis(100);
 const FAST_FOR: Duration = Duration::from_secs(120);
-/// Conditions are confirmed at least this often (`nodeStatusReportFrequency`). The lease says that the node lives; each report
-/// comes back through every watch of Nodes, and at the kubelet's 5 minutes that was 3.7 MB a day on the wire.
-const REPORT: Duration = Duration::from_secs(900);
 /// Between looks at the list of images.
 const IMAGES: Duration = Duration::from_secs(300);
 /// The runtime answers within this or counts as down.
@@ -289,13 +286,14 @@ impl Loop {
         (status::body(&facts), status::conditions(&facts, &self.conditions, &clock::now()))
     }
 
-    /// Sends what changed; everything with `all`. Conditions go along whenever anything goes, and every five minutes.
+    /// Sends what changed; everything with `all`. Conditions go along whenever anything goes; only their times when nothing else is due.
     async fn send(&mut self, mut body: Map<String, Value>, conditions: Vec<NodeCondition>, all: bool) -> Result<(), Error> {
         let replace_addresses = body.remove("$patch-addresses").is_some();
         let mut patch: Map<String, Value> =
             body.iter().filter(|(key, value)| all || self.sent.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).collect();
-        let due = self.sent_at.is_none_or(|at| at.elapsed() >= REPORT);
-        if patch.is_empty() && !due && status::same(&self.conditions, &conditions) {
+        let due = self.sent_at.is_none_or(|at| at.elapsed() >= self.deps.config.liveness.report_every);
+        let unchanged = patch.is_empty() && status::same(&self.conditions, &conditions);
+        if unchanged && !due {
             return Ok(());
         }
         if replace_addresses {
@@ -303,7 +301,9 @@ impl Loop {
                 list.push(json!({"$patch": "replace"}));
             }
         }
-        patch.insert("conditions".to_owned(), json!(conditions));
+        // Without `sent_at` the server is known to say something else, so it gets the whole of it.
+        let confirmed = unchanged && self.sent_at.is_some();
+        patch.insert("conditions".to_owned(), if confirmed { status::confirmation(&conditions) } else { json!(conditions) });
         let path = format!("{}/status", self.path());
         self.deps.client.patch_only(&path, PatchType::Strategic, &json!({"status": patch})).await?;
         self.accepted(body, conditions);
