@@ -8,6 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
+#[path = "recorded_tests.rs"]
+mod recorded_tests;
+
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/recordings/k3s")
 }
