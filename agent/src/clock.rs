@@ -47,9 +47,9 @@ pub async fn set_within(at_most: Duration) -> bool {
     false
 }
 
-/// Waits until the wall clock shows `time` or later.
-pub async fn reached(time: SystemTime) {
-    while SystemTime::now() < time {
+/// Waits until `wall`, the wall clock, shows `time` or later.
+pub async fn reached(time: SystemTime, wall: &impl Fn() -> SystemTime) {
+    while wall() < time {
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -88,5 +88,18 @@ mod tests {
         assert_eq!(seconds(at), "2026-11-23T01:28:04Z");
         assert_eq!(micros(at), "2026-11-23T01:28:04.500000Z");
         assert_eq!(parse("2026-11-23T01:28:04.500000Z"), Some(at));
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_behind_is_waited_for_until_it_is_set() {
+        use std::cell::Cell;
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let wall = Cell::new(made - Duration::from_secs(1));
+        let read = || wall.get();
+        let waiting = reached(made, &read);
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(LOOK / 10, &mut waiting).await.is_err(), "it is a second too early");
+        wall.set(made);
+        assert!(tokio::time::timeout(10 * LOOK, &mut waiting).await.is_ok(), "it was set");
     }
 }

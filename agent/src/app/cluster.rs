@@ -57,14 +57,22 @@ enum Start {
 }
 
 impl Start {
-    fn judge(identity: &Identity, now: SystemTime) -> Start {
-        let made = identity.not_before();
+    /// An identity from disk: when it was made and when it ends, if that can be read.
+    fn judge(made: SystemTime, ends: Option<SystemTime>, now: SystemTime) -> Start {
         if now < made {
             Start::ClockBehind { made }
-        } else if identity.expires().is_ok_and(|until| until > now) {
+        } else if ends.is_some_and(|ends| ends > now) {
             Start::Stored
         } else {
             Start::Expired
+        }
+    }
+
+    /// Whether servers may be asked and linked to from the first moment. Links and API clients wait for a list of servers.
+    fn asks_at_once(self) -> bool {
+        match self {
+            Start::Fresh | Start::Stored => true,
+            Start::Expired | Start::ClockBehind { .. } => false,
         }
     }
 
@@ -103,7 +111,7 @@ impl Cluster {
         };
         let (identity, node_ips, start) = match stored {
             Some(identity) => {
-                let start = Start::judge(&identity, SystemTime::now());
+                let start = Start::judge(identity.not_before(), identity.expires().ok(), SystemTime::now());
                 start.tell(&identity);
                 (identity, address::find(config, Some(&configured)), start)
             }
@@ -115,11 +123,7 @@ impl Cluster {
         if !node_ips.is_empty() {
             identity.config.check(&node_ips).map_err(|text| crate::config::Problems(vec![text]))?;
         }
-        let servers = match start {
-            Start::Fresh | Start::Stored => known_servers(config, &configured),
-            // Links and API clients wait for a list.
-            Start::Expired | Start::ClockBehind { .. } => Vec::new(),
-        };
+        let servers = if start.asks_at_once() { known_servers(config, &configured) } else { Vec::new() };
         let (node, tunnel, controller) = tls_of(&identity)?;
         let credentials = Credentials::new(&identity.kubelet_serving, &identity.client_ca)?;
         Ok(Cluster {
@@ -176,7 +180,7 @@ impl Cluster {
             Start::Fresh | Start::Stored => tokio::time::sleep(jitter(Duration::from_secs(10))).await,
             Start::Expired => {}
             Start::ClockBehind { made } => {
-                clock::reached(made).await;
+                clock::reached(made, &SystemTime::now).await;
                 tracing::info!("the clock was set");
                 self.admit(&config);
             }
@@ -362,4 +366,30 @@ fn tls_of(identity: &Identity) -> anyhow::Result<TlsConfigs> {
         tls::client_config(&identity.server_ca, Some(&identity.kubelet_client), &["http/1.1"])?,
         tls::client_config(&identity.server_ca, Some(&identity.controller), &["h2"])?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_with_an_identity_that_is_not_valid_by_the_clock() {
+        let day = |n: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(n * 86_400);
+        let (made, ends) = (day(100), day(465));
+        let behind = Start::ClockBehind { made };
+        for (now, ends, start, asks) in [
+            (day(0), Some(ends), behind, false),
+            (day(99), Some(ends), behind, false),
+            (day(99), None, behind, false),
+            (day(100), Some(ends), Start::Stored, true),
+            (day(464), Some(ends), Start::Stored, true),
+            (day(465), Some(ends), Start::Expired, false),
+            (day(9000), Some(ends), Start::Expired, false),
+            (day(200), None, Start::Expired, false),
+        ] {
+            let seen = Start::judge(made, ends, now);
+            assert_eq!((seen, seen.asks_at_once()), (start, asks), "{now:?}");
+        }
+        assert!(Start::Fresh.asks_at_once());
+    }
 }

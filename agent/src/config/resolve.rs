@@ -21,6 +21,8 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
                 let value = given.values.join(",");
                 let harmless = value == "false" || value.is_empty() || (key == "snapshotter" && value == "overlayfs");
                 if !harmless {
+                    // It carries a key.
+                    let value = if key == "vpn-auth" { "********" } else { value.as_str() };
                     problems.push(format!("{}: {key}: {value}: is not supported here; it would {effect}; remove it", given.place));
                 }
             }

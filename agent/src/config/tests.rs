@@ -163,3 +163,89 @@ fn metered_stretches_what_no_key_sets() {
     assert_eq!(seconds("metered: true\ntunnel-ping-interval: 30s"), (30, 5, 20));
     assert_eq!(seconds("tunnel-ping-interval: 5s\ntunnel-ping-wait: 2500ms"), (5, 3, 10));
 }
+
+/// k3s-agent.md 10.1, every flag but `--config`, with a value that changes something.
+#[test]
+fn every_flag_of_a_k3s_agent_is_acted_on_or_named_with_what_it_would_do() {
+    enum Then {
+        Taken,
+        Told(&'static str),
+        Refused(&'static str),
+    }
+    use Then::{Refused, Taken, Told};
+    let dir = tempfile::tempdir().unwrap();
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, "secret").unwrap();
+    let token_file = token_file.display().to_string();
+    let rows = [
+        ("debug", "true", Taken),
+        ("v", "4", Told("`debug`")),
+        ("vmodule", "a=4", Told("`debug`")),
+        ("log", "/x", Told("standard error")),
+        ("alsologtostderr", "true", Told("standard error")),
+        ("token", "secret", Taken),
+        ("token-file", &token_file, Taken),
+        ("server", "https://b:6443", Taken),
+        ("data-dir", "/x", Taken),
+        ("node-name", "a", Taken),
+        ("with-node-id", "true", Refused("append a generated identifier")),
+        ("node-label", "a=b", Taken),
+        ("node-taint", "a=b:NoSchedule", Taken),
+        ("image-credential-provider-bin-dir", "/x", Refused("credential helpers")),
+        ("image-credential-provider-config", "/x", Refused("credential helpers")),
+        ("selinux", "true", Refused("SELinux")),
+        ("lb-server-port", "7000", Told("load balancer is inside")),
+        ("protect-kernel-defaults", "true", Refused("kernel settings")),
+        ("container-runtime-endpoint", "unix:///x.sock", Taken),
+        ("default-runtime", "crun", Refused("OCI runtime")),
+        ("image-service-endpoint", "unix:///x.sock", Refused("another socket")),
+        ("pause-image", "pause:1", Taken),
+        ("snapshotter", "native", Refused("snapshotter")),
+        ("private-registry", "/x.yaml", Taken),
+        ("disable-default-registry-endpoint", "true", Refused("registry's own endpoint")),
+        ("nonroot-devices", "true", Refused("device ownership")),
+        ("airgap-extra-registry", "a", Refused("preloaded images")),
+        ("node-ip", "10.0.0.2", Taken),
+        ("bind-address", "10.0.0.2", Taken),
+        ("node-external-ip", "1.2.3.4", Taken),
+        ("node-internal-dns", "a.b", Taken),
+        ("node-external-dns", "a.b", Taken),
+        ("resolv-conf", "/etc/resolv.conf", Taken),
+        ("flannel-iface", "lo", Taken),
+        ("flannel-conf", "/x", Refused("flannel's configuration")),
+        ("flannel-cni-conf", "/x", Refused("CNI configuration")),
+        ("kubelet-arg", "max-pods=3", Taken),
+        ("kube-proxy-arg", "a=b", Told("kube-proxy")),
+        ("enable-pprof", "true", Told("profile")),
+        ("rootless", "true", Refused("without root")),
+        ("prefer-bundled-bin", "true", Told("bundled")),
+        ("docker", "true", Refused("Docker")),
+        ("vpn-auth", "joinKey=k3y", Refused("VPN")),
+        ("vpn-auth-file", "/x", Refused("VPN")),
+        ("disable-apiserver-lb", "true", Told("load balancer is inside")),
+    ];
+    for (key, value, then) in rows {
+        let server = if key == "server" { "" } else { "server: https://a:6443\n" };
+        let got = load_text(&format!("{server}{key}: '{value}'\n"), &[], &[]);
+        match (then, got) {
+            (Taken, Ok((_, warnings))) => assert_eq!(warnings, Vec::<String>::new(), "{key}"),
+            (Told(why), Ok((_, warnings))) => {
+                assert!(warnings.len() == 1 && warnings[0].contains(&format!(": {key}: has no effect: ")), "{key}: {warnings:?}");
+                assert!(warnings[0].contains(why), "{warnings:?}");
+            }
+            (Refused(effect), Err(problems)) => {
+                let text = problems.to_string();
+                assert!(text.contains(&format!("config.yaml: {key}: ")) && text.contains("it would ") && text.contains(effect), "{text}");
+                assert!(!text.contains("k3y"), "{text}");
+            }
+            (_, got) => panic!("{key}: {got:?}"),
+        }
+    }
+    // What K3s reads from the environment counts as well.
+    for (variable, value, named) in
+        [("K3S_SELINUX", "true", "SELinux"), ("K3S_VPN_AUTH", "joinKey=k3y", "VPN"), ("K3S_VPN_AUTH_FILE", "/x", "VPN")]
+    {
+        let text = load_text("server: https://a:6443\n", &[(variable, value)], &[]).unwrap_err().to_string();
+        assert!(text.contains(variable) && text.contains(named) && !text.contains("k3y"), "{text}");
+    }
+}
