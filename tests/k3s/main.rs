@@ -9,10 +9,14 @@
 //! `KUBECTL_NEW` released kubectl binaries, `EDGE_TEST_KEEP=1` leaves everything standing. Servers run in network namespaces
 //! on a bridge of the test; all data is below /var/lib/edge-agent-tests (or `EDGE_TEST_DIR`) and removed at the end.
 
+mod frozen;
 mod high_availability;
 mod lab;
 mod metrics_server;
+mod recordings;
+mod renewal;
 #[allow(dead_code, reason = "shared with the other whole-system tests, which use all of it")]
 #[path = "../it/system/mod.rs"]
 mod system;
+mod tokens;
 mod worker;

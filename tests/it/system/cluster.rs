@@ -96,6 +96,13 @@ impl Node {
         self.agent = None;
     }
 
+    /// Pid of the running agent: `nsenter` becomes it.
+    #[allow(dead_code, reason = "only the tests with real servers ask")]
+    pub(crate) fn agent_pid(&self) -> i32 {
+        let pid = self.agent.as_ref().expect("was started").pid();
+        i32::try_from(pid).expect("the kernel's pids fit")
+    }
+
     /// Paths of this node's cgroup in every hierarchy that has it.
     pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -256,9 +263,9 @@ impl Cluster {
     }
 
     /// A network namespace on the bridge for something that is not a node, e.g. a server; `number` (1 to 9) tells them
-    /// apart. Gives its name and its address.
+    /// apart. Gives its name, its address and its link on the bridge.
     #[allow(dead_code, reason = "only the tests with real servers have such")]
-    pub(crate) fn add_namespace(&mut self, number: u8) -> (String, String) {
+    pub(crate) fn add_namespace(&mut self, number: u8) -> (String, String, String) {
         let (name, link) = (format!("{}-s{number}", self.prefix), format!("{}s{number}", self.prefix));
         let ip = format!("{}.{}", self.subnet, 100 + number);
         sh("ip", &["netns", "add", &name]);
@@ -276,7 +283,7 @@ impl Cluster {
             all.extend_from_slice(args);
             sh("ip", &all);
         }
-        (name, ip)
+        (name, ip, link)
     }
 
     /// Starts `edge-server` (again) on its data.
