@@ -9,6 +9,7 @@ mod kubelet;
 mod node_loss;
 mod offline;
 mod prometheus;
+mod registry;
 mod reservation;
 mod short_lived;
 mod system;
