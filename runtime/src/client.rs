@@ -94,6 +94,9 @@ impl Client {
     }
 }
 
+/// What containerd's CRI service says of itself until it has loaded its sandboxes and containers.
+pub(crate) const STARTING: &str = "server is not initialized yet";
+
 /// Sends one request with a deadline, which the runtime is told as well, so that it stops working for nobody.
 pub(crate) async fn unary<Q, A, F>(
     verb: &'static str,
@@ -118,6 +121,8 @@ where
 pub(crate) fn failed(verb: &'static str, subject: &str, status: Status) -> Error {
     let status = match connection_trouble(&status) {
         Some(trouble) => Status::unavailable(trouble),
+        // containerd answers so between opening its socket and loading what it has; the code it gives is Unknown.
+        None if status.message().contains(STARTING) => Status::unavailable(format!("the runtime is starting: {STARTING}")),
         None => status,
     };
     Error::Call { verb, subject: subject.to_owned(), status: Box::new(status) }

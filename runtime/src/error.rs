@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use crate::client::STARTING;
+
 /// Why a call to the runtime, an import or a managed containerd failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,6 +110,11 @@ impl Error {
         }
     }
 
+    /// Whether the runtime was reached and has not loaded yet what it has.
+    pub fn is_starting(&self) -> bool {
+        matches!(self, Error::Call { status, .. } if status.code() == Code::Unavailable && status.message().contains(STARTING))
+    }
+
     /// The text a kubelet would put into an event or a container's waiting message:
     /// `rpc error: code = Unknown desc = …` for answers of the runtime, our own text for the rest.
     pub fn event_message(&self) -> String {
@@ -162,6 +169,15 @@ mod tests {
             assert_eq!(call(code).is_not_found(), gone, "{code:?}");
             assert_eq!(call(code).is_retryable(), retry, "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_runtime_that_is_loading_is_away_for_a_moment() {
+        let said = Status::unknown(format!("rpc error: {STARTING}"));
+        let error = crate::client::failed("Status", "", said);
+        assert!(error.is_starting() && error.is_unavailable() && error.is_retryable(), "{error}");
+        let other = crate::client::failed("Status", "", Status::unknown("disk full"));
+        assert!(!other.is_starting() && !other.is_unavailable(), "{other}");
     }
 
     #[test]

@@ -76,6 +76,10 @@ impl Events {
                 // If this is dropped half way the next call starts it over.
                 match open(&self.client).await {
                     Ok(stream) => {
+                        // Whoever looks now is answered. What happens meanwhile waits in the stream.
+                        while self.client.status().await.is_err_and(|error| error.is_starting()) {
+                            tokio::time::sleep(FIRST_PAUSE).await;
+                        }
                         self.stream = Some(stream);
                         self.pause = FIRST_PAUSE;
                         return RuntimeEvent::LookAgain;

@@ -87,9 +87,9 @@ impl ObservedContainer {
         self.state == ContainerState::ContainerExited
             && self.started_at == 0
             && self.reason == "StartError"
-            // Cancelled in a call to the shim, or while the shim itself was started: then it is killed.
-            && (self.message.contains("context canceled")
-                || self.message.contains("failed to start shim") && self.message.contains("signal: killed"))
+            // What the container itself is to blame for, such as a command that does not exist, is said by the OCI runtime.
+            // A start given up ends in the middle of any call: cancelled, or what served it killed or gone.
+            && (!self.message.contains("OCI runtime") || self.message.contains("context canceled") || self.message.contains("signal: killed"))
     }
 }
 

@@ -46,7 +46,8 @@ fn settled(node: &Node, k: &Kubectl) -> Result<(), String> {
             return Err(format!("{}: {status}", pod["metadata"]["name"]));
         }
         if status["restartCount"] != 0 {
-            return Err(format!("{} tells of a restart that never was: {status}", pod["metadata"]["name"]));
+            let ends = node.ends(pod["metadata"]["name"].as_str().unwrap_or_default())?;
+            return Err(format!("{} tells of a restart that never was, after {ends:?}: {status}", pod["metadata"]["name"]));
         }
     }
     let containers = node.containers()?;

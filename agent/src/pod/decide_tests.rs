@@ -202,7 +202,11 @@ fn a_start_that_died_with_the_agent_is_no_restart_and_no_failure() {
     }
     let init = json!({"restartPolicy": "Never", "initContainers": [{"name": "c"}], "containers": [{"name": "d"}]});
     assert_eq!(case(init, up(), vec![cut(canceled)]).step(), again);
-    let wrong = cut("exec: \"nonsense\": executable file not found in $PATH: unknown");
+    assert_eq!(case(one(), up(), vec![cut("failed to create containerd task: ttrpc: closed: unknown")]).step(), again);
+    let wrong = cut(
+        "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start \
+         container process: exec: \"nonsense\": executable file not found in $PATH: unknown",
+    );
     assert_eq!(case(one(), up(), vec![wrong]).step(), start("c", 1), "a start that failed by itself is an attempt");
     let mut told = case(one(), up(), vec![]);
     told.pod.status = serde_json::from_value(json!({"containerStatuses": [
