@@ -126,4 +126,33 @@ mod tests {
             assert_eq!(text(&slices, None), wanted);
         }
     }
+    /// What a real K3s with three servers answered while one after the other was killed and started again (tests/k3s).
+    #[test]
+    fn a_recorded_list_shrinks_and_grows_with_the_servers() {
+        let body = |name: &str| {
+            let path = format!("{}/../tests/recordings/k3s/{name}.json", env!("CARGO_MANIFEST_DIR"));
+            let recording: serde_json::Value = serde_json::from_slice(&std::fs::read(path).expect("recording")).expect("json");
+            recording["response"]["body_text"].as_str().expect("a body").to_owned()
+        };
+        let object = |value: &serde_json::Value| -> EndpointSlice { serde_json::from_str(&value.to_string()).expect("a slice") };
+        let last = |slices: &BTreeMap<String, EndpointSlice>| {
+            let list = addresses(slices.values(), None);
+            assert!(list.iter().all(|server| server.port == 6443), "{list:?}");
+            list.iter().filter_map(|server| server.host.rsplit('.').next().map(str::to_owned)).collect::<Vec<_>>().join(" ")
+        };
+        let mut slices = BTreeMap::new();
+        let list: serde_json::Value = serde_json::from_str(&body("endpointslices-three-servers")).expect("json");
+        take(&mut slices, Change::Replaced(list["items"].as_array().expect("items").iter().map(object).collect()));
+        let mut seen = vec![last(&slices)];
+        for line in body("endpointslices-watch").lines() {
+            let event: serde_json::Value = serde_json::from_str(line).expect("json");
+            assert_eq!(event["type"], "MODIFIED");
+            take(&mut slices, Change::Applied(object(&event["object"])));
+            seen.push(last(&slices));
+        }
+        seen.dedup();
+        // A server that comes back is listed, gone again for a moment, and listed.
+        let all = "101 102 103";
+        assert_eq!(seen, [all, "101 103", all, "101 103", all, "102 103", all, "102 103", all]);
+    }
 }
