@@ -223,7 +223,7 @@ fn serial(der: &[u8]) -> Option<String> {
 /// Tag, content and what follows of one DER element.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, length) = (*der.first()?, usize::from(*der.get(1)?));
-    let bytes = if length < 0x80 { 0 } else { length - 0x80 };
+    let bytes = length.saturating_sub(0x80);
     let mut size = if bytes == 0 { length } else { 0 };
     for byte in der.get(2..2 + bytes)? {
         size = size.checked_mul(256)?.checked_add(usize::from(*byte))?;

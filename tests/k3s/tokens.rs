@@ -164,7 +164,9 @@ fn takeover(machine: &Machine, lab: &mut Lab, k3s: &Path) {
         before.alive();
         let object = lab.site.kubectl.json(&["node", &node.name])?;
         let version = object["status"]["nodeInfo"]["kubeletVersion"].as_str().unwrap_or_default();
-        if version.contains("+k3s") { Ok(object.clone()) } else { Err(version.to_owned()) }
+        // Also what the server adds to it.
+        let whole = object["spec"]["podCIDR"].is_string() && object["spec"]["providerID"].is_string();
+        if version.contains("+k3s") && whole { Ok(object.clone()) } else { Err(format!("{version} {}", object["spec"])) }
     });
     drop(before);
 
