@@ -112,7 +112,10 @@ mod tests {
         }
     }
 
-    fn sink(at_once: usize) -> (Gather<Sink>, Arc<Mutex<Vec<Vec<u8>>>>) {
+    /// What was written, a piece a call.
+    type Written = Arc<Mutex<Vec<Vec<u8>>>>;
+
+    fn sink(at_once: usize) -> (Gather<Sink>, Written) {
         let writes = Arc::new(Mutex::new(Vec::new()));
         (Gather::new(Sink { writes: Arc::clone(&writes), at_once }), writes)
     }

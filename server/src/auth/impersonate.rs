@@ -73,7 +73,8 @@ mod tests {
             apply(&headers, who)
         };
         assert_eq!(asked(admin(), &[]).unwrap(), admin());
-        let rows: &[(&[(&str, &str)], &str, &[&str])] = &[
+        type Row<'a> = (&'a [(&'static str, &'static str)], &'static str, &'a [&'static str]);
+        let rows: &[Row<'_>] = &[
             (&[("impersonate-user", "joe")], "joe", &[AUTHENTICATED]),
             (&[("impersonate-user", "joe"), ("impersonate-group", "a"), ("impersonate-group", "b")], "joe", &["a", "b", AUTHENTICATED]),
             (
