@@ -308,3 +308,45 @@ fn a_debug_container_is_told_apart_and_changes_nothing_else() {
         assert_eq!(PodStatus { ephemeral_container_statuses: Vec::new(), ..status }, alone);
     }
 }
+
+#[test]
+fn a_container_that_is_gone_ended_only_if_it_ran() {
+    let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+    let running = json!({"running": {"startedAt": "2026-11-23T02:51:47Z"}});
+    let failed = json!({"terminated": {"exitCode": 3, "containerID": "containerd://c0"}});
+    for (state, last, expected) in [
+        (creating.clone(), json!({}), None),
+        (creating, failed.clone(), Some(3)),
+        (running.clone(), json!({}), Some(137)),
+        (running, failed.clone(), Some(137)),
+        (failed, json!({}), Some(3)),
+    ] {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.42.0.2"}],
+                "conditions": [{"type": "PodReadyToStartContainers", "status": "True"}],
+                "containerStatuses": [{"name": "c", "image": "i", "containerID": "containerd://c0", "restartCount": 1, "state": state, "lastState": last}]},
+        }))
+        .unwrap();
+        let (mut seen, history, health, now) = world(&pod);
+        seen.containers.clear();
+        let facts = Facts {
+            pod: &pod,
+            before: &pod.status,
+            seen: &seen,
+            history: &history,
+            health: &health,
+            messages: &BTreeMap::new(),
+            host_ips: &[],
+            start_time: 0,
+            cause: None,
+            stopping: false,
+            now,
+        };
+        let status = derive(&facts).container_statuses.remove(0);
+        assert!(status.state.waiting.is_some(), "{state}: it comes back");
+        assert_eq!(status.restart_count, 1);
+        assert_eq!(status.last_state.terminated.map(|end| end.exit_code), expected, "{state}, {last}");
+    }
+}

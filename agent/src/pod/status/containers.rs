@@ -155,9 +155,15 @@ fn absent(facts: &Facts<'_>, container: &Container, before: Option<&ContainerSta
         status.state.waiting = Some(waiting(facts, container, None));
         return status;
     };
-    // It existed. Ended: keep telling so. Else its end was not seen.
+    // It existed. Ended: keep telling so. Never seen running, such as one whose start was given up: nothing ended.
+    // Else its end was not seen.
     status.restart_count = before.restart_count;
-    let end = before.state.terminated.clone().unwrap_or_else(|| Terminated {
+    let ended = before.state.terminated.as_ref().or(before.last_state.terminated.as_ref().filter(|_| before.state.running.is_none()));
+    if ended.is_none() && before.state.running.is_none() {
+        status.state.waiting = Some(waiting(facts, container, None));
+        return status;
+    }
+    let end = ended.cloned().unwrap_or_else(|| Terminated {
         exit_code: 137,
         reason: reasons::CONTAINER_STATUS_UNKNOWN.to_owned(),
         message: "The container could not be located when the pod was deleted.  The container used to be Running".to_owned(),
