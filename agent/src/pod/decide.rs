@@ -13,10 +13,10 @@ use super::probes::Health;
 use super::reasons;
 use super::status::phase;
 use super::step::{Kill, Step, StopAll};
-use super::time::{Nanos, SECOND};
+use super::time::{Nanos, SECOND, rfc3339};
 use super::translate;
 use super::volumes;
-use crate::api::pod::{Container, Pod, RestartPolicy};
+use crate::api::pod::{Container, Pod, RestartPolicy, Terminated};
 
 /// Everything a decision rests on.
 #[derive(Clone, Copy)]
@@ -331,7 +331,9 @@ fn kill(container: &Container, instance: &ObservedContainer, why: Kill) -> Step 
 pub fn next_attempt(pod: &Pod, seen: &ObservedPod, name: &str) -> u32 {
     let seen = seen.containers.iter().filter(|c| c.name == name).map(|c| c.attempt + 1).max();
     let told = pod.status.container(name).filter(|s| !s.container_id.is_empty()).map(|s| {
-        let ran = s.state.running.is_some() || s.state.terminated.is_some() || s.last_state.terminated.is_some();
+        // A start that failed or was cut short is told with the epoch as its beginning.
+        let began = |end: &Option<Terminated>| end.as_ref().is_some_and(|end| end.started_at != Some(rfc3339(0)));
+        let ran = s.state.running.is_some() || began(&s.state.terminated) || began(&s.last_state.terminated);
         u32::try_from(s.restart_count).unwrap_or(0) + u32::from(ran)
     });
     seen.or(told).unwrap_or(0)

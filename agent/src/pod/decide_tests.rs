@@ -214,6 +214,14 @@ fn a_start_that_died_with_the_agent_is_no_restart_and_no_failure() {
     ]}))
     .unwrap();
     assert_eq!(told.step(), start("c", 2), "told, but it never ran");
+    for (began, attempt) in [("1970-01-01T00:00:00Z", 2), ("2026-11-23T02:51:47Z", 3)] {
+        let end = json!({"exitCode": 128, "reason": "StartError", "startedAt": began});
+        told.pod.status = serde_json::from_value(json!({"containerStatuses": [
+            {"name": "c", "containerID": "containerd://x", "restartCount": 2, "state": {"terminated": end}}
+        ]}))
+        .unwrap();
+        assert_eq!(told.step(), start("c", attempt), "{began}");
+    }
 }
 
 #[test]
