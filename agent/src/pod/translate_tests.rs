@@ -39,7 +39,7 @@ fn container_of(spec: Value, user: ImageUser) -> cri::ContainerConfig {
         mounts: Vec::new(),
         node: &node,
         cgroup_v2: true,
-        seccomp_dir: "/root/seccomp",
+        seccomp_dir: "/var/lib/kubelet/seccomp",
     };
     container_config(&pod, &pod.spec.containers[0], inputs)
 }
@@ -122,7 +122,7 @@ fn the_containers_security_wins_over_the_pods() {
         json!({"runAsUser": 5, "seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}, "readOnlyRootFilesystem": true, "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]}}),
     ));
     assert_eq!(own.run_as_user.unwrap().value, 5);
-    assert_eq!(own.seccomp.unwrap().localhost_ref, "/root/seccomp/p.json");
+    assert_eq!(own.seccomp.unwrap().localhost_ref, "/var/lib/kubelet/seccomp/p.json");
     assert!(own.readonly_rootfs);
     let capabilities = own.capabilities.unwrap();
     assert_eq!((capabilities.add_capabilities, capabilities.drop_capabilities), (vec!["NET_ADMIN".to_owned()], vec!["ALL".to_owned()]));
