@@ -7,6 +7,9 @@ use tonic::{Code, Status};
 
 use crate::client::STARTING;
 
+/// What containerd says when it did not begin to start a container.
+const NOT_TO_BE_STARTED: &str = "failed to set starting state";
+
 /// Why a call to the runtime, an import or a managed containerd failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -115,6 +118,12 @@ impl Error {
         matches!(self, Error::Call { status, .. } if status.code() == Code::Unavailable && status.message().contains(STARTING))
     }
 
+    /// Whether `StartContainer` was refused before anything was done, because the container is no longer one that was only
+    /// made: a former agent's call is still at it, or has come to its end meanwhile. What became of it shows by looking.
+    pub fn is_not_to_be_started(&self) -> bool {
+        matches!(self, Error::Call { verb: "StartContainer", status, .. } if status.message().contains(NOT_TO_BE_STARTED))
+    }
+
     /// The text a kubelet would put into an event or a container's waiting message:
     /// `rpc error: code = Unknown desc = …` for answers of the runtime, our own text for the rest.
     pub fn event_message(&self) -> String {
@@ -178,6 +187,25 @@ mod tests {
         assert!(error.is_starting() && error.is_unavailable() && error.is_retryable(), "{error}");
         let other = crate::client::failed("Status", "", Status::unknown("disk full"));
         assert!(!other.is_starting() && !other.is_unavailable(), "{other}");
+    }
+
+    #[test]
+    fn a_start_that_another_call_makes_is_no_failed_one() {
+        // containerd 1.6 and 2.3, seen after kill -9 of an agent.
+        let refused = "failed to set starting state for container \"7c77\": ";
+        let blamed = "failed to create containerd task: failed to create shim task: OCI runtime create failed: exec: \"nope\": not found";
+        let table = [
+            (format!("{refused}container is already in starting state"), true),
+            (format!("{refused}container is in CONTAINER_EXITED state"), true),
+            (format!("{refused}container is in removing state"), true),
+            (blamed.to_owned(), false),
+        ];
+        for (said, expected) in table {
+            for (verb, asked) in [("StartContainer", true), ("StopContainer", false)] {
+                let error = Error::Call { verb, subject: "7c77".into(), status: Box::new(Status::unknown(said.clone())) };
+                assert_eq!(error.is_not_to_be_started(), expected && asked, "{error}");
+            }
+        }
     }
 
     #[test]

@@ -46,8 +46,9 @@ fn settled(node: &Node, k: &Kubectl) -> Result<(), String> {
             return Err(format!("{}: {status}", pod["metadata"]["name"]));
         }
         if status["restartCount"] != 0 {
-            let ends = node.ends(pod["metadata"]["name"].as_str().unwrap_or_default())?;
-            return Err(format!("{} tells of a restart that never was, after {ends:?}: {status}", pod["metadata"]["name"]));
+            let of_pod = format!("involvedObject.name={}", pod["metadata"]["name"].as_str().unwrap_or_default());
+            let events = k.get(&["get", "events", "--field-selector", &of_pod])?;
+            return Err(format!("{} tells of a restart that never was: {status}\n{events}", pod["metadata"]["name"]));
         }
     }
     let containers = node.containers()?;

@@ -126,13 +126,13 @@ impl Worker {
         tracing::debug!(container_id = %id, container = name, elapsed = ?asked.elapsed(), "container start answered");
         if let Err(error) = started {
             self.stale = true;
-            let message = error.runtime_message().map_or_else(|| error.to_string(), str::to_owned);
-            if message.contains("already in starting state") {
-                // A former agent's call is still at it: how that ends shows in a moment.
+            if error.is_not_to_be_started() {
+                // A former agent's call is or was at it: how that ends shows in a moment, and is no failure of ours.
                 let retry_at = time::now() + SECOND / 4;
                 self.history.failed(name, Failure { reason: reasons::CONTAINER_CREATING, message: String::new(), retry_at });
                 return Err(());
             }
+            let message = error.runtime_message().map_or_else(|| error.to_string(), str::to_owned);
             // The instance ended with its failed start: its back-off counts. One that did not is tried again.
             let retry_at = if error.is_unavailable() { time::now() + SECOND } else { time::now() };
             self.fail(name, reasons::RUN_CONTAINER_ERROR, message, retry_at);

@@ -148,18 +148,6 @@ impl Node {
         })
     }
 
-    /// What containerd says of each ended container of a pod: attempt, reason and message.
-    pub(crate) fn ends(&self, pod: &str) -> Result<Vec<String>, String> {
-        let socket = self.containerd_socket().ok_or("no containerd socket yet")?;
-        ask(async move {
-            let client = runtime::Client::connect(&socket);
-            let pods = runtime::observe::observe(&client).await.map_err(|error| error.to_string())?;
-            let of_pod = pods.values().filter(|seen| seen.name == pod).flat_map(|seen| &seen.containers);
-            let ended = of_pod.filter(|seen| seen.state == runtime::cri::ContainerState::ContainerExited);
-            Ok(ended.map(|seen| format!("attempt {} ({}): {}", seen.attempt, seen.reason, seen.message)).collect())
-        })
-    }
-
     /// Sandboxes by id, with the pod they belong to and whether they are ready.
     pub(crate) fn sandboxes(&self) -> Result<BTreeMap<String, (String, bool)>, String> {
         let socket = self.containerd_socket().ok_or("no containerd socket yet")?;
