@@ -88,8 +88,9 @@ impl ObservedContainer {
             && self.started_at == 0
             && self.reason == "StartError"
             // What the container itself is to blame for, such as a command that does not exist, is said by the OCI runtime.
-            // A start given up ends in the middle of any call: cancelled, or what served it killed or gone.
-            && (!self.message.contains("OCI runtime") || self.message.contains("context canceled") || self.message.contains("signal: killed"))
+            // A start given up ends in the middle of any call: cancelled, or what served it killed or gone. containerd 1.6
+            // also makes containers in a sandbox of process 0 when it is asked no longer; no sandbox has that one.
+            && (!self.message.contains("OCI runtime") || ["context canceled", "signal: killed", "/proc/0/ns"].iter().any(|s| self.message.contains(s)))
     }
 }
 

@@ -26,7 +26,12 @@ fn wait_replicas(k: &Kubectl, name: &str, count: usize) {
         let pods = k.json(&["pods", "-l", &format!("app={name}")])?;
         let items = pods["items"].as_array().cloned().unwrap_or_default();
         let ready = items.iter().filter(|pod| pod["status"]["containerStatuses"][0]["ready"] == true).count();
-        if items.len() == count && ready == count { Ok(()) } else { Err(format!("{} pods, {ready} ready", items.len())) }
+        if items.len() == count && ready == count {
+            return Ok(());
+        }
+        let waiting = items.iter().filter(|pod| pod["status"]["containerStatuses"][0]["ready"] != true).map(|pod| &pod["status"]);
+        let waiting: String = waiting.map(|status| format!("\n{status}")).collect();
+        Err(format!("{} pods, {ready} ready; the others:{waiting}", items.len()))
     });
 }
 

@@ -205,6 +205,9 @@ fn a_start_that_died_with_the_agent_is_no_restart_and_no_failure() {
     let init = json!({"restartPolicy": "Never", "initContainers": [{"name": "c"}], "containers": [{"name": "d"}]});
     assert_eq!(case(init, up(), vec![cut(canceled)]).step(), again);
     assert_eq!(case(one(), up(), vec![cut("failed to create containerd task: ttrpc: closed: unknown")]).step(), again);
+    let no_sandbox = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to \
+         create new parent process: namespace path: lstat /proc/0/ns/ipc: no such file or directory: unknown";
+    assert_eq!(case(one(), up(), vec![cut(no_sandbox)]).step(), again, "made when nobody waited for it any more");
     let wrong = cut(
         "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start \
          container process: exec: \"nonsense\": executable file not found in $PATH: unknown",

@@ -116,28 +116,53 @@ impl Worker {
         let Some(sandbox) = self.seen.sandbox().map(|s| s.id.clone()) else {
             return Err(());
         };
-        self.start_made(container, &sandbox, id).await
+        let started = self.start_container(name, id).await;
+        match started {
+            Ok(()) => self.started(container, &sandbox, id).await,
+            Err(Some(error)) if error.runtime_message().is_some() && !error.is_unavailable() => {
+                // Made by a call that nobody waited for to the end, it may lack what it needs, such as the namespaces of its
+                // sandbox: that is neither an attempt nor a failure of this pod. It is made again.
+                tracing::info!(pod = %pod.full_name(), container = name, container_id = %id, error = %error, "container of a former agent made again");
+                self.discard(std::slice::from_ref(id), &[]).await;
+                Err(())
+            }
+            Err(_) => Err(()),
+        }
     }
 
     async fn start_made(&mut self, container: &Container, sandbox: &SandboxId, id: &ContainerId) -> Done {
-        let name = container.name.as_str();
+        match self.start_container(&container.name, id).await {
+            Ok(()) => self.started(container, sandbox, id).await,
+            Err(Some(error)) => {
+                let message = error.runtime_message().map_or_else(|| error.to_string(), str::to_owned);
+                // The instance ended with its failed start: its back-off counts. One that did not is tried again.
+                let retry_at = if error.is_unavailable() { time::now() + SECOND } else { time::now() };
+                self.fail(&container.name, reasons::RUN_CONTAINER_ERROR, message, retry_at);
+                Err(())
+            }
+            Err(None) => Err(()),
+        }
+    }
+
+    /// Asks the runtime to start what was made; no error tells of a start that somebody else made.
+    async fn start_container(&mut self, name: &str, id: &ContainerId) -> Result<(), Option<runtime::Error>> {
         let asked = Instant::now();
         let started = self.deps().runtime.start_container(id).await;
         tracing::debug!(container_id = %id, container = name, elapsed = ?asked.elapsed(), "container start answered");
-        if let Err(error) = started {
-            self.stale = true;
-            if error.is_not_to_be_started() {
-                // A former agent's call is or was at it: how that ends shows in a moment, and is no failure of ours.
-                let retry_at = time::now() + SECOND / 4;
-                self.history.failed(name, Failure { reason: reasons::CONTAINER_CREATING, message: String::new(), retry_at });
-                return Err(());
-            }
-            let message = error.runtime_message().map_or_else(|| error.to_string(), str::to_owned);
-            // The instance ended with its failed start: its back-off counts. One that did not is tried again.
-            let retry_at = if error.is_unavailable() { time::now() + SECOND } else { time::now() };
-            self.fail(name, reasons::RUN_CONTAINER_ERROR, message, retry_at);
-            return Err(());
+        let Err(error) = started else { return Ok(()) };
+        self.stale = true;
+        if error.is_not_to_be_started() {
+            // A former agent's call is or was at it: how that ends shows in a moment, and is no failure of ours.
+            let retry_at = time::now() + SECOND / 4;
+            self.history.failed(name, Failure { reason: reasons::CONTAINER_CREATING, message: String::new(), retry_at });
+            return Err(None);
         }
+        Err(Some(error))
+    }
+
+    /// What follows a start.
+    async fn started(&mut self, container: &Container, sandbox: &SandboxId, id: &ContainerId) -> Done {
+        let name = container.name.as_str();
         self.event(Some(name), Type::Normal, "Started", "Container started");
         self.history.started(name);
         match self.deps().runtime.container_status(id).await {
