@@ -1,8 +1,8 @@
 //! What has to survive an offline reboot: the assigned pods and the objects they refer to, in one file written whole.
 //!
 //! `data-dir/agent/assignments.json`, 0600, tmp + fsync + rename on a blocking thread, only when the content changed. What a
-//! start without the server would miss (a new pod, an object or token a pod waits for) is written at once, a burst of it as
-//! few writes; everything else at most once in ten seconds. Of a pod's status only what decides is kept, so that an idle node
+//! start without the server would miss (a new pod or the end of one, an object or token a pod waits for) is written at once, a
+//! burst of it as few writes; everything else at most once in ten seconds. Of a pod's status only what decides is kept, so that an idle node
 //! never writes.
 
 use std::collections::{BTreeSet, HashSet};
@@ -152,7 +152,7 @@ impl Held {
             (kind, format!("{parts:?}")).hash(&mut hasher);
             hasher.finish()
         };
-        let pods = pods.keys().map(|uid| name("pod", uid));
+        let pods = pods.iter().map(|(uid, pod)| name("pod", &(uid, pod.is_deleting())));
         let config_maps = known.config_maps.iter().map(|o| name("map", &(&o.metadata.namespace, &o.metadata.name)));
         let secrets = known.secrets.iter().map(|o| name("secret", &(&o.metadata.namespace, &o.metadata.name)));
         let tokens = known.tokens.iter().map(|(key, _)| name("token", key));

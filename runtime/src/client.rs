@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
@@ -136,6 +137,12 @@ fn connection_trouble(status: &Status) -> Option<String> {
         cause = deeper;
     }
     Some(format!("no connection to the runtime: {cause}"))
+}
+
+/// A request of one of containerd's own services, to the namespace that its CRI service works in.
+pub(crate) fn in_namespace<T>(mut request: Request<T>) -> Request<T> {
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+    request
 }
 
 /// Stopping or removing what is gone is done.

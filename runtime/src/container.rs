@@ -65,8 +65,11 @@ impl Client {
 
     /// Removes a container, killing it if it still runs. One that is gone is success.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<()> {
-        let request = cri::RemoveContainerRequest { container_id: id.to_string() };
-        gone_is_done(unary("RemoveContainer", id, CALL, request, |r| async move { self.runtime().remove_container(r).await }).await)
+        self.remove_with_task(id, || async {
+            let request = cri::RemoveContainerRequest { container_id: id.to_string() };
+            gone_is_done(unary("RemoveContainer", id, CALL, request, |r| async move { self.runtime().remove_container(r).await }).await)
+        })
+        .await
     }
 
     /// Everything the runtime knows of one container.

@@ -10,6 +10,9 @@ use crate::client::STARTING;
 /// What containerd says when it did not begin to start a container.
 const NOT_TO_BE_STARTED: &str = "failed to set starting state";
 
+/// What containerd says when the container to be removed has a task.
+const KEPT_BY_TASK: &str = "cannot delete running task";
+
 /// Why a call to the runtime, an import or a managed containerd failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -124,6 +127,11 @@ impl Error {
         matches!(self, Error::Call { verb: "StartContainer", status, .. } if status.message().contains(NOT_TO_BE_STARTED))
     }
 
+    /// Whether a removal was refused because containerd has a task that its CRI service knows nothing of.
+    pub fn is_kept_by_task(&self) -> bool {
+        matches!(self, Error::Call { status, .. } if status.code() == Code::FailedPrecondition && status.message().contains(KEPT_BY_TASK))
+    }
+
     /// The text a kubelet would put into an event or a container's waiting message:
     /// `rpc error: code = Unknown desc = …` for answers of the runtime, our own text for the rest.
     pub fn event_message(&self) -> String {
@@ -205,6 +213,17 @@ mod tests {
                 let error = Error::Call { verb, subject: "7c77".into(), status: Box::new(Status::unknown(said.clone())) };
                 assert_eq!(error.is_not_to_be_started(), expected && asked, "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_task_in_the_way_of_a_removal_is_recognized() {
+        let said = "failed to delete containerd container \"7f89\": cannot delete running task 7f89: failed precondition";
+        for (code, said, expected) in
+            [(Code::FailedPrecondition, said, true), (Code::FailedPrecondition, "other", false), (Code::Unknown, said, false)]
+        {
+            let error = Error::Call { verb: "RemoveContainer", subject: "7f89".into(), status: Box::new(Status::new(code, said)) };
+            assert_eq!(error.is_kept_by_task(), expected, "{error}");
         }
     }
 

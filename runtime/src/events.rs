@@ -11,9 +11,9 @@ use containerd_client::types::Envelope;
 use prost::Message;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::metadata::MetadataValue;
 use tonic::{Request, Streaming};
 
+use crate::client::in_namespace;
 use crate::cri::{ContainerState, PodSandboxState};
 use crate::{Client, ContainerId, PodUid, SandboxId, labels};
 
@@ -144,11 +144,10 @@ async fn open(client: &Client) -> Result<Streaming<Envelope>, tonic::Status> {
         let mut events = EventsClient::new(client.channel());
         let mut pause = Duration::from_millis(1);
         loop {
-            let mut request = Request::new(PublishRequest {
+            let request = in_namespace(Request::new(PublishRequest {
                 topic: HELLO.to_owned(),
                 event: Some(containerd_client::to_any(&payload::ContainerDelete::default())),
-            });
-            request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+            }));
             if let Err(status) = events.publish(request).await {
                 return status;
             }

@@ -25,8 +25,11 @@ impl Client {
 
     /// Removes the sandbox and its containers, forcibly. A sandbox that is gone is success.
     pub async fn remove_pod_sandbox(&self, id: &SandboxId) -> Result<()> {
-        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_string() };
-        gone_is_done(unary("RemovePodSandbox", id, CALL, request, |r| async move { self.runtime().remove_pod_sandbox(r).await }).await)
+        self.remove_with_task(id, || async {
+            let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_string() };
+            gone_is_done(unary("RemovePodSandbox", id, CALL, request, |r| async move { self.runtime().remove_pod_sandbox(r).await }).await)
+        })
+        .await
     }
 
     /// State, addresses and namespaces of one sandbox.

@@ -352,6 +352,28 @@ async fn a_runtime_that_is_away_is_worth_a_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_cri_knows_nothing_of_keeps_no_container() {
+    or_skip!();
+    let machine = Machine::new(10);
+    let client = machine.with_images().await;
+    let sandbox = client.run_pod_sandbox(machine.sandbox("u10"), "").await.unwrap();
+    let id =
+        client.create_container(&sandbox, machine.container("u10", BUSYBOX, &["sleep", "1000"]), machine.sandbox("u10")).await.unwrap();
+    // What is left where a start is given up in the wrong moment, made with containerd's own tool.
+    let mut tool = std::process::Command::new("ctr");
+    tool.arg("-a").arg(client.socket()).args(["-n", "k8s.io", "task", "start", "--detach", "--null-io", &id]);
+    let started = tool.output().expect("containerd brings ctr");
+    assert!(started.status.success(), "{started:?}");
+    let seen = observe_pod(&client, &PodUid::from("u10")).await.unwrap();
+    assert_eq!(seen.container("main").map(|c| c.state), Some(ContainerState::ContainerCreated), "CRI knows nothing of it");
+    client.remove_container(&id).await.expect("goes with its task");
+    assert!(observe_pod(&client, &PodUid::from("u10")).await.unwrap().containers.is_empty());
+    client.stop_pod_sandbox(&sandbox).await.unwrap();
+    client.remove_pod_sandbox(&sandbox).await.unwrap();
+    machine.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_given_up_half_way_leave_nothing() {
     or_skip!();
     let machine = Machine::new(6);

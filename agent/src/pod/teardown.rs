@@ -181,14 +181,16 @@ impl Worker {
     /// Runtime objects, directories, logs. True when nothing is left.
     pub(super) async fn forget(&mut self) -> bool {
         let client = self.deps().runtime.clone();
-        for sandbox in &self.seen.sandboxes {
-            if let Err(error) = client.remove_pod_sandbox(&sandbox.id).await {
-                tracing::debug!(sandbox_id = %sandbox.id, error = %error, "sandbox not removed yet");
+        // A sandbox whose container cannot be removed is not removed either, and the runtime does less about it.
+        for container in &self.seen.containers {
+            if let Err(error) = client.remove_container(&container.id).await {
+                tracing::debug!(container_id = %container.id, error = %error, "container not removed yet");
                 self.stale = true;
             }
         }
-        for container in &self.seen.containers {
-            if client.remove_container(&container.id).await.is_err() {
+        for sandbox in &self.seen.sandboxes {
+            if let Err(error) = client.remove_pod_sandbox(&sandbox.id).await {
+                tracing::debug!(sandbox_id = %sandbox.id, error = %error, "sandbox not removed yet");
                 self.stale = true;
             }
         }

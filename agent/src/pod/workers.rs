@@ -26,6 +26,10 @@ use crate::metrics::Loop;
 /// Pulls at once where they are not serialised.
 const PARALLEL_PULLS: usize = 8;
 
+/// So long after the agent's start nothing is done about pods before the server told of them: a container that ended while its
+/// pod was being deleted is not to be started again. An agent whose server is away starts what it remembers after it.
+const SERVER_FIRST: Duration = Duration::from_secs(1);
+
 /// How often the loop shows that it turns and that the runtime answers.
 const PULSE: Duration = Duration::from_secs(60);
 /// A runtime that takes longer to say its version does not answer.
@@ -71,6 +75,11 @@ impl Workers {
             left = self.look() => left,
             _ = stop.wait_for(|stop| *stop) => return,
         };
+        // What was remembered may be over: the server has the first word where it answers.
+        tokio::select! {
+            _ = tokio::time::timeout(SERVER_FIRST, assignments.wait_for(Assignments::is_complete)) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
         let mut first = true;
         let _rotation = AbortOnDrop(crate::task::spawn(log_rotation::run(self.shared.deps.clone(), self.view())).abort_handle());
         let mut pulse = tokio::time::interval(PULSE);

@@ -18,11 +18,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Request};
 
 use super::layout::{Blob, Content, Image};
-use crate::client::failed;
+use crate::client::{failed, in_namespace};
 use crate::{Client, Error, Result};
 
 /// The namespace CRI keeps its things in.
-const NAMESPACE: &str = "k8s.io";
 /// Bytes of a layer in memory at a time.
 const CHUNK: u64 = 1 << 20;
 /// An import interrupted for good is forgotten after this.
@@ -42,7 +41,10 @@ impl Store {
         let lease = format!("edge-import-{}-{}", std::process::id(), now.unix_timestamp_nanos());
         let end = (now + LEASE).format(&Rfc3339).unwrap_or_default();
         let request = api::CreateRequest { id: lease.clone(), labels: HashMap::from([("containerd.io/gc.expire".to_owned(), end)]) };
-        LeasesClient::new(channel.clone()).create(namespaced(request)).await.map_err(|s| failed("leases.Create", &lease, s))?;
+        LeasesClient::new(channel.clone())
+            .create(in_namespace(Request::new(request)))
+            .await
+            .map_err(|s| failed("leases.Create", &lease, s))?;
         let header =
             lease.parse().map_err(|_| Error::Incomplete { verb: "leases.Create", subject: lease.clone(), missing: "usable id" })?;
         Ok(Self { channel, lease, header })
@@ -51,12 +53,15 @@ impl Store {
     /// Ends the lease: from here on the image names hold the content.
     pub(crate) async fn finish(self) -> Result<()> {
         let request = api::DeleteRequest { id: self.lease.clone(), sync: false };
-        LeasesClient::new(self.channel).delete(namespaced(request)).await.map_err(|s| failed("leases.Delete", &self.lease, s))?;
+        LeasesClient::new(self.channel)
+            .delete(in_namespace(Request::new(request)))
+            .await
+            .map_err(|s| failed("leases.Delete", &self.lease, s))?;
         Ok(())
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = namespaced(message);
+        let mut request = in_namespace(Request::new(message));
         request.metadata_mut().insert("containerd-lease", self.header.clone());
         request
     }
@@ -164,12 +169,6 @@ impl Store {
         images.update(self.request(update)).await.map_err(|s| failed("images.Update", &image.name, s))?;
         Ok(())
     }
-}
-
-fn namespaced<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
-    request
 }
 
 /// Reads the answers to their end; whether the last was to a commit.

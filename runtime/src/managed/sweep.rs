@@ -7,12 +7,11 @@ use std::time::Duration;
 use containerd_client::services::v1::ListContainersRequest;
 use containerd_client::services::v1::containers_client::ContainersClient;
 use nix::sys::signal::Signal;
-use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 use super::process::Process;
 use super::{Managed, ManagedOptions, process};
-use crate::client::failed;
+use crate::client::{failed, in_namespace};
 use crate::{Client, Result};
 
 impl Managed {
@@ -46,8 +45,7 @@ impl Managed {
 
 /// Ids of all containers containerd itself knows, sandboxes among them.
 async fn known_containers(socket: &Path) -> Result<BTreeSet<String>> {
-    let mut request = Request::new(ListContainersRequest::default());
-    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+    let request = in_namespace(Request::new(ListContainersRequest::default()));
     let call = async { ContainersClient::new(Client::connect(socket).channel()).list(request).await };
     let answer = tokio::time::timeout(Duration::from_secs(10), call)
         .await
