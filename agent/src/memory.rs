@@ -12,6 +12,30 @@ pub fn tune() {
     }
 }
 
+/// Starts this program again without the allocator's caches per thread, which keep half a megabyte of small pieces among what is
+/// in use; glibc can be told so only by its environment. Returns where that is already so, or cannot be had.
+pub fn without_thread_caches() {
+    #[cfg(target_env = "gnu")]
+    {
+        use std::os::unix::process::CommandExt;
+        const TUNABLES: &str = "GLIBC_TUNABLES";
+        const NO_CACHE: &str = "glibc.malloc.tcache_count=0";
+        let before = std::env::var(TUNABLES).unwrap_or_default();
+        if before.contains("glibc.malloc.tcache_count") {
+            return;
+        }
+        let Ok(program) = std::env::current_exe() else { return };
+        let all = if before.is_empty() { NO_CACHE.to_owned() } else { format!("{before}:{NO_CACHE}") };
+        let mut arguments = std::env::args_os();
+        let mut again = std::process::Command::new(program);
+        if let Some(name) = arguments.next() {
+            again.arg0(name);
+        }
+        // Comes back only where the program's file was replaced meanwhile: then it goes on as it is.
+        let _ = again.args(arguments).env(TUNABLES, all).exec();
+    }
+}
+
 /// For a quiet moment after a burst: gives back the pages of freed memory, also those between what is still in use.
 /// Takes about a millisecond and the allocator's lock.
 pub fn trim() {
