@@ -65,7 +65,12 @@ impl Worker {
         let config = match self.container_config(&pod, container, attempt, &image, user).await {
             Ok(config) => translate::sees_processes_of(config, target.as_ref()),
             Err(message) => {
-                self.fail(name, reasons::CREATE_CONTAINER_CONFIG_ERROR, message, time::now() + RETRY);
+                match self.not_yet_allowed(&message) {
+                    Some(retry_at) => {
+                        self.history.failed(name, Failure { reason: reasons::CONTAINER_CREATING, message: String::new(), retry_at });
+                    }
+                    None => self.fail(name, reasons::CREATE_CONTAINER_CONFIG_ERROR, message, time::now() + RETRY),
+                }
                 return Err(());
             }
         };

@@ -215,10 +215,16 @@ impl Worker {
         self.arm_refresh();
     }
 
+    /// When to ask again, where a refusal says nothing yet.
+    pub(super) fn not_yet_allowed(&self, message: &str) -> Option<Nanos> {
+        let now = time::now();
+        (message.contains(" is forbidden: ") && now - self.start_time < AUTHORISER).then_some(now + AUTHORISER_PAUSE)
+    }
+
     pub(super) fn volumes_failed(&mut self, failure: &volumes::Failure) {
         let now = time::now();
-        if failure.message.contains(" is forbidden: ") && now - self.start_time < AUTHORISER {
-            self.history.retry_at = Some(now + AUTHORISER_PAUSE);
+        if let Some(soon) = self.not_yet_allowed(&failure.message) {
+            self.history.retry_at = Some(soon);
             return;
         }
         self.event(None, Type::Warning, "FailedMount", &failure.to_string());
