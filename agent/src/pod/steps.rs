@@ -28,7 +28,8 @@ const NETWORK_PAUSE: Nanos = SECOND / 2;
 const VOLUME_FIRST_PAUSE: Nanos = SECOND / 2;
 /// The longest pause between tries of a pod's volumes.
 const VOLUME_PAUSE: Nanos = 120 * SECOND;
-/// The server's authoriser learns of a binding a moment after the node does; a refusal that soon says nothing.
+/// The server's authoriser learns of a binding, and what issues tokens of a pod, a moment after the node does; a refusal that
+/// soon says nothing.
 const AUTHORISER: Nanos = 2 * SECOND;
 const AUTHORISER_PAUSE: Nanos = SECOND / 10;
 
@@ -218,7 +219,9 @@ impl Worker {
     /// When to ask again, where a refusal says nothing yet.
     pub(super) fn not_yet_allowed(&self, message: &str) -> Option<Nanos> {
         let now = time::now();
-        (message.contains(" is forbidden: ") && now - self.start_time < AUTHORISER).then_some(now + AUTHORISER_PAUSE)
+        let unknown = || message.ends_with(&format!("pod \"{}\" not found", self.pod.metadata.name));
+        let early = now - self.start_time < AUTHORISER;
+        (early && (message.contains(" is forbidden: ") || unknown())).then_some(now + AUTHORISER_PAUSE)
     }
 
     pub(super) fn volumes_failed(&mut self, failure: &volumes::Failure) {
