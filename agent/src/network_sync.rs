@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::api::Client;
 use crate::api::node::Node;
-use crate::api::watch::Change;
+use crate::api::watch::{Change, query_escape};
 use crate::config::Config;
 use crate::vxlan_ends::{self, End};
 
@@ -177,7 +177,9 @@ fn apply(deps: &Deps, applied: &mut Applied, pod_cidrs: Vec<IpNet>) {
 
 /// Keeps the ways to the pods of all other nodes.
 async fn follow_peers(deps: &Deps, backend: Backend) {
-    let mut watch = deps.controller.watch::<Node>("/api/v1/nodes", "");
+    // The own Node is watched already; each of its status reports would come once more.
+    let others = format!("fieldSelector=metadata.name%21%3D{}", query_escape(&deps.config.node_name));
+    let mut watch = deps.controller.watch::<Node>("/api/v1/nodes", &others);
     let mut peers: BTreeMap<String, VxlanPeer> = BTreeMap::new();
     let mut known = false;
     // Beside the changes: in a large cluster there is always one within a minute.
