@@ -371,6 +371,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_being_deleted_is_written_at_once() {
+        let before = Held::of(&pods(), &Known::default());
+        let ending: Pods = pods()
+            .into_iter()
+            .map(|(uid, pod)| {
+                let mut pod = (*pod).clone();
+                pod.metadata.deletion_timestamp = Some("2026-01-01T00:00:00Z".to_owned());
+                (uid, Arc::new(pod))
+            })
+            .collect();
+        let after = Held::of(&ending, &Known::default());
+        assert!(after.brings_more_than(&before));
+        assert!(!Held::of(&ending, &Known::default()).brings_more_than(&after));
+    }
+
+    #[test]
     fn a_broken_ledger_is_not_fatal() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");

@@ -12,8 +12,8 @@ pub fn tune() {
     }
 }
 
-/// Starts this program again without the allocator's caches per thread, which keep half a megabyte of small pieces among what is
-/// in use; glibc can be told so only by its environment. Returns where that is already so, or cannot be had.
+/// Starts this program again without the allocator's caches per thread, which keep up to 0.4 MB of small pieces among what is in
+/// use; glibc can be told so only by its environment. Returns where that is already so, or cannot be had.
 pub fn without_thread_caches() {
     #[cfg(target_env = "gnu")]
     {

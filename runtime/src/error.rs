@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_start_that_another_call_makes_is_no_failed_one() {
-        // containerd 1.6 and 2.3, seen after kill -9 of an agent.
+        // containerd 1.6, after kill -9 of an agent; 2.3 has the same words.
         let refused = "failed to set starting state for container \"7c77\": ";
         let blamed = "failed to create containerd task: failed to create shim task: OCI runtime create failed: exec: \"nope\": not found";
         let table = [

@@ -10,7 +10,7 @@ const SIGKILL: u32 = 9;
 
 impl Client {
     /// Does `remove`, and once more without the task that was in its way. A `StartContainer` or `RunPodSandbox` that nobody
-    /// waits for any more may end between the making of a task and the note of it: containerd (1.6 and 2.3) then refuses to
+    /// waits for any more may end between the making of a task and the note of it: containerd (seen with 1.6) then refuses to
     /// remove the container for ever, "cannot delete running task".
     pub(crate) async fn remove_with_task<F>(&self, id: &str, remove: impl Fn() -> F) -> Result<()>
     where

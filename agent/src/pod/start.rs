@@ -121,8 +121,7 @@ impl Worker {
         let Some(sandbox) = self.seen.sandbox().map(|s| s.id.clone()) else {
             return Err(());
         };
-        let started = self.start_container(name, id).await;
-        match started {
+        match self.start_container(name, id).await {
             Ok(()) => self.started(container, &sandbox, id).await,
             Err(Some(error)) if error.runtime_message().is_some() && !error.is_unavailable() => {
                 // Made by a call that nobody waited for to the end, it may lack what it needs, such as the namespaces of its

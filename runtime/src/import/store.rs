@@ -21,7 +21,6 @@ use super::layout::{Blob, Content, Image};
 use crate::client::{failed, in_namespace};
 use crate::{Client, Error, Result};
 
-/// The namespace CRI keeps its things in.
 /// Bytes of a layer in memory at a time.
 const CHUNK: u64 = 1 << 20;
 /// An import interrupted for good is forgotten after this.
