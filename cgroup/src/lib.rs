@@ -10,6 +10,7 @@
 
 mod dir;
 mod error;
+pub mod governor;
 mod hierarchy;
 mod kill;
 mod library;

@@ -52,13 +52,14 @@ impl fmt::Display for Limit {
 }
 
 /// Kubernetes' three classes; the kernel sees them as three levels of the tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum QosClass {
     /// Every container's limits equal its requests.
     Guaranteed,
     /// Anything between.
     Burstable,
     /// No requests and no limits at all.
+    #[default]
     BestEffort,
 }
 
