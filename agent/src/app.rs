@@ -195,7 +195,8 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         }),
         liveness: config.liveness.to_string(),
         runtime: format!("containerd at {}", runtime.client.socket().display()),
-        governor: "static: reservations are enforced, the control loop is not part of this version".to_owned(),
+        governor: control::Governor::fixed("static", Vec::new()),
+        reservations: Box::new(Vec::new),
         pod_tree: Arc::clone(&machine.pod_tree),
     };
 

@@ -4,6 +4,8 @@
 //! taken here, so that a slow card, a full disk or a busy pod cannot cost the node its lease. systemd's watchdog is fed
 //! here too, after each finished attempt.
 
+mod lag;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ use crate::api::{Client, Error};
 use crate::clock;
 use crate::config::LEASE;
 use crate::metrics::{LeaseFailure, Metrics};
+
+pub use lag::Lag;
 
 /// After a failed one.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -75,11 +79,22 @@ impl Heartbeat {
         // A server whose tunnel is lost is no place to renew the lease.
         let health = crate::app::follow_links(self.links.states.subscribe(), None, vec![client.clone()]);
         let links = run_links(self.servers, self.links);
+        let lag = watch_lag(Arc::clone(&self.metrics));
         let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, every: self.lease_every };
         tokio::select! {
-            () = async { tokio::join!(links, lease.keep(), health); } => {}
+            () = async { tokio::join!(links, lease.keep(), health, lag); } => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
+    }
+}
+
+/// Wakes for nothing else than to see how late it is.
+async fn watch_lag(metrics: Arc<Metrics>) {
+    let lag = Arc::clone(metrics.lag());
+    loop {
+        let planned = lag.plan(Instant::now());
+        tokio::time::sleep_until(planned.into()).await;
+        metrics.heartbeat_lag(lag.woke(planned, Instant::now()));
     }
 }
 
@@ -131,7 +146,6 @@ impl Lease {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
                 }
             }
-            self.metrics.heartbeat_lag(planned.elapsed());
         }
     }
 

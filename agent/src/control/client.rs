@@ -118,7 +118,7 @@ fn render_status(status: &Status) -> String {
     }
     text += &format!("liveness  {}\n", status.liveness);
     text += &format!("runtime   {}\n", status.runtime);
-    text += &format!("governor  {}\n", status.governor);
+    text += &format!("governor  {}\n", status.governor.mode);
     if let Some(limit) = status.kubepods_memory_limit {
         text += &format!("kubepods  {} MiB at most\n", limit / (1024 * 1024));
     }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::{Link, PodLine, Source, Status, Why, pressure};
+use super::{GovernorStatus, Link, PodLine, Released, ReservationLine, Source, Status, Why, pressure};
 use crate::metrics::Metrics;
 use crate::pod::{PodView, View};
 
@@ -22,9 +22,26 @@ pub struct Live {
     pub liveness: String,
     /// Name, version and socket of the container runtime.
     pub runtime: String,
-    /// Mode of the governor.
-    pub governor: String,
+    pub governor: Governor,
+    /// Every part of the node with its plan, its limits and its use.
+    pub reservations: Box<dyn Fn() -> Vec<ReservationLine> + Send + Sync>,
     pub pod_tree: Arc<cgroup::PodTree>,
+}
+
+/// The governor as this socket sees it.
+pub struct Governor {
+    /// What it sees and does now.
+    pub status: Box<dyn Fn() -> GovernorStatus + Send + Sync>,
+    /// Undoes every brake and freeze now.
+    pub release: Box<dyn Fn() -> Result<Released, String> + Send + Sync>,
+}
+
+impl Governor {
+    /// No loop runs: reservations only, and nothing to undo.
+    pub fn fixed(mode: &str, degraded: Vec<String>) -> Self {
+        let status = GovernorStatus { mode: mode.to_owned(), degraded, ..GovernorStatus::default() };
+        Self { status: Box::new(move || status.clone()), release: Box::new(|| Ok(Released::default())) }
+    }
 }
 
 impl Source for Live {
@@ -40,7 +57,8 @@ impl Source for Live {
             runtime: self.runtime.clone(),
             pods: self.view.list().iter().map(|seen| pod_line(seen)).collect(),
             pressure: pressure(),
-            governor: self.governor.clone(),
+            governor: (self.governor.status)(),
+            reservations: (self.reservations)(),
             kubepods_memory_limit: self.pod_tree.memory_limit().ok().flatten(),
         }
     }
@@ -55,6 +73,10 @@ impl Source for Live {
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         self.view.list().iter().filter(|seen| named(seen)).map(|seen| why(seen, now)).collect()
+    }
+
+    fn release(&self) -> Result<Released, String> {
+        (self.governor.release)()
     }
 }
 

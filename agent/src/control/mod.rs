@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::kubelet::serve::{self, Body};
 
 pub use client::{ClientError, client_status, client_why};
-pub use live::Live;
+pub use live::{Governor, Live};
 
 /// Where the socket is, below the run directory.
 pub fn socket_path(run_dir: &Path) -> PathBuf {
@@ -43,10 +43,82 @@ pub struct Status {
     pub runtime: String,
     pub pods: Vec<PodLine>,
     pub pressure: Vec<PressureLine>,
-    /// Mode of the governor and what it does now.
-    pub governor: String,
+    /// What the governor sees and does.
+    pub governor: GovernorStatus,
+    /// What each part of the node is promised and held to, and what it uses.
+    pub reservations: Vec<ReservationLine>,
     /// Kubepods memory limit in force, bytes.
     pub kubepods_memory_limit: Option<u64>,
+}
+
+/// The governor now and lately.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GovernorStatus {
+    /// `enforce`, `observe`, `static`.
+    pub mode: String,
+    /// One of [`crate::metrics::governor::STATES`]; empty where no loop runs.
+    pub state: String,
+    /// For how long.
+    pub state_seconds: u64,
+    /// Signals at `warn` or above, worst first.
+    pub signals: Vec<SignalLine>,
+    /// The last actions, newest first.
+    pub actions: Vec<ActionLine>,
+    /// `namespace/name` of pods frozen now.
+    pub frozen: Vec<String>,
+    /// `namespace/name` of pods that carry a limit of the governor's, with the limit: `default/a memory.high 64 MiB`.
+    pub throttled: Vec<String>,
+    /// What this machine does not offer, each with its remedy.
+    pub degraded: Vec<String>,
+}
+
+/// A signal that is not calm.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SignalLine {
+    /// One of [`crate::metrics::governor::SIGNALS`].
+    pub signal: String,
+    /// `warn`, `act`, `emergency`.
+    pub level: String,
+    /// In words with unit: `12 %`, `340 ms`.
+    pub value: String,
+}
+
+/// One thing the governor did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ActionLine {
+    /// How long ago.
+    pub seconds_ago: u64,
+    /// `freeze`, `evict`, …
+    pub action: String,
+    /// `namespace/name`, or the slice.
+    pub target: String,
+    /// The signal with its numbers.
+    pub reason: String,
+    /// `ok`, `failed`, `suppressed: rate_limit`.
+    pub result: String,
+}
+
+/// One part of the node: bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReservationLine {
+    /// `system`, `runtime`, `agent`, `kubepods`, `burstable`, `besteffort`.
+    pub part: String,
+    /// What the plan sets aside for it, or allows it.
+    pub planned: u64,
+    /// What was measured at the start, where that decided.
+    pub measured: Option<u64>,
+    /// What the kernel promises it (`memory.min`), if anything.
+    pub min: Option<u64>,
+    /// Where it is braked (`memory.high`).
+    pub high: Option<u64>,
+    /// What the kernel holds it to (`memory.max`).
+    pub max: Option<u64>,
+    /// What it uses now (working set).
+    pub used: Option<u64>,
 }
 
 /// One tunnel.
@@ -105,6 +177,18 @@ pub trait Source: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// About the pod `name` or `namespace/name`; empty when there is none.
     fn why(&self, pod: &str) -> Vec<Why>;
+    /// Undoes every brake and freeze of the governor now. Says what was undone, or why that is not known.
+    fn release(&self) -> Result<Released, String>;
+}
+
+/// What `governor release` undid.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Released {
+    /// Groups or pods, each with what was undone on it.
+    pub undone: Vec<String>,
+    /// What could not be undone, and why.
+    pub failed: Vec<String>,
 }
 
 /// This node's pressure as `status` shows it; empty where the kernel does not measure it.
@@ -165,7 +249,11 @@ fn answer(source: &dyn Source, request: &Request<Incoming>) -> Response<Body> {
             let found = source.why(pod);
             if found.is_empty() { serve::text(StatusCode::NOT_FOUND, format!("no pod {pod} on this node\n")) } else { serve::json(&found) }
         }
-        (_, "/status" | "/why") => serve::text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed\n"),
+        (&Method::POST, "/governor/release") => match source.release() {
+            Ok(released) => serve::json(&released),
+            Err(why) => serve::text(StatusCode::INTERNAL_SERVER_ERROR, why + "\n"),
+        },
+        (_, "/status" | "/why" | "/governor/release") => serve::text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed\n"),
         _ => serve::text(StatusCode::NOT_FOUND, "404: Page Not Found\n"),
     }
 }
@@ -199,6 +287,10 @@ mod tests {
             let known = pod == "web" || pod == "default/web";
             let why = Why { namespace: "default".into(), name: "web".into(), decision: "nothing to do".into(), ..Why::default() };
             known.then_some(why).into_iter().collect()
+        }
+
+        fn release(&self) -> Result<Released, String> {
+            Ok(Released { undone: vec!["default/web memory.high".into()], failed: Vec::new() })
         }
     }
 

@@ -5,26 +5,32 @@
 //! every enumerated label there from the start at 0.
 
 mod expose;
+pub mod governor;
+mod histogram;
 mod links;
 mod node;
 mod pods;
 mod probes;
 mod pulse;
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::heartbeat::Lag;
+
+use histogram::Histogram;
+
 pub(crate) use expose::answer;
 pub use expose::{Format, serve};
+pub use governor::GovernorMetrics;
 pub use links::{Links, Wire};
 pub use node::{CgroupScope, CgroupScopes};
 pub use pods::Pods;
@@ -97,6 +103,8 @@ pub struct Metrics {
     ready_seconds: Seconds,
     probes: Probes,
     pulse: Pulse,
+    lag: Arc<Lag>,
+    governor: Arc<GovernorMetrics>,
 }
 
 impl Metrics {
@@ -107,13 +115,13 @@ impl Metrics {
         registry.register_collector(Box::new(node::Pressure));
         registry.register_collector(Box::new(node::Process::default()));
         let metrics = Self {
-            lease_renew: histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
+            lease_renew: Histogram::new(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
             lease_failures: Family::default(),
             lease_last: Seconds::default(),
-            heartbeat_lag: histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
+            heartbeat_lag: Histogram::new(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
             tunnel_links: Family::default(),
             tunnel_reconnects: Counter::default(),
-            pod_start: histogram(&[0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]),
+            pod_start: Histogram::new(&[0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]),
             status_writes: Family::default(),
             reservation: Family::default(),
             capacity: Family::default(),
@@ -121,6 +129,8 @@ impl Metrics {
             ready_seconds: Seconds::default(),
             probes: Probes::default(),
             pulse: Pulse::default(),
+            lag: Arc::default(),
+            governor: Arc::default(),
             registry: Mutex::new(registry),
         };
         metrics.register();
@@ -155,6 +165,8 @@ impl Metrics {
             "Time from the start of the process to the first Ready status sent",
             self.ready_seconds.clone(),
         );
+        self.governor.register(r);
+        r.register_collector(Box::new(governor::Published(Arc::clone(&self.governor))));
         drop(registry);
         for failure in LeaseFailure::ALL {
             drop(self.lease_failures.get_or_create(&[("reason", failure.label())]));
@@ -178,7 +190,7 @@ impl Metrics {
 
     /// A lease renewal was answered after `took`.
     pub fn lease_renewed(&self, took: Duration) {
-        self.lease_renew.observe(took.as_secs_f64());
+        self.lease_renew.observe(took);
         self.lease_last.set(unix_now());
         self.pulse.turned(Loop::Lease);
     }
@@ -197,7 +209,7 @@ impl Metrics {
 
     /// A heartbeat began this much later than planned.
     pub fn heartbeat_lag(&self, lag: Duration) {
-        self.heartbeat_lag.observe(lag.as_secs_f64());
+        self.heartbeat_lag.observe(lag);
     }
 
     /// Links now connected, of `total`.
@@ -216,7 +228,7 @@ impl Metrics {
 
     /// A pod's Running status was sent this long after the agent first saw the pod.
     pub fn pod_started(&self, took: Duration) {
-        self.pod_start.observe(took.as_secs_f64());
+        self.pod_start.observe(took);
     }
 
     /// A pod status was sent, or could not be.
@@ -257,14 +269,20 @@ impl Metrics {
         &self.pulse
     }
 
+    /// How late the heartbeat's thread wakes: the governor's `hb_lag`.
+    pub fn lag(&self) -> &Arc<Lag> {
+        &self.lag
+    }
+
+    /// What the governor writes.
+    pub fn governor(&self) -> &Arc<GovernorMetrics> {
+        &self.governor
+    }
+
     /// The whole exposition in one of the two text formats.
     pub fn render(&self, format: Format) -> Result<String, std::fmt::Error> {
         expose::render(&self.registry(), format)
     }
-}
-
-fn histogram(buckets: &[f64]) -> Histogram {
-    Histogram::new(buckets.iter().copied())
 }
 
 fn unix_now() -> f64 {
