@@ -25,10 +25,11 @@ pub(crate) enum Kind {
     Sink,
     Storm,
     Bystander,
+    Sampler,
 }
 
 impl Kind {
-    pub(crate) const ALL: [(Kind, &'static str, &'static str); 19] = [
+    pub(crate) const ALL: [(Kind, &'static str, &'static str); 20] = [
         (Kind::Cpu, "cpu", "busy threads: --threads, by default twice the cores"),
         (Kind::Rt, "rt", "the same at SCHED_FIFO; without the capability it is refused and goes on as cpu"),
         (Kind::Fork, "fork", "forks without exec until refused, never waits: at most --count processes"),
@@ -48,6 +49,7 @@ impl Kind {
         (Kind::Sink, "sink", "accepts connections at --target and keeps them"),
         (Kind::Storm, "storm", "cpu, mem-slow, write and fork at once, each a process of its own"),
         (Kind::Bystander, "bystander", "no hog: --rate (50) equal pieces of work a second over --bytes (4M)"),
+        (Kind::Sampler, "sampler", "no hog: prints the numbers in each --watch PATH[:KEY,...] every --report"),
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -78,6 +80,8 @@ pub(crate) struct Arguments {
     pub(crate) tree: Option<PathBuf>,
     /// ADDRESS:PORT.
     pub(crate) target: Option<String>,
+    /// Files to sample, each `PATH` or `PATH:KEY,KEY`.
+    pub(crate) watch: Vec<String>,
     /// Part of a storm: ends with its parent.
     pub(crate) child: bool,
 }
@@ -100,7 +104,7 @@ impl fmt::Display for Wrong {
 
 pub(crate) fn help() -> String {
     let mut out = String::from(
-        "hog --kind KIND [--seconds N] [--report SECONDS] [--threads N] [--bytes SIZE] [--rate SIZE] [--count N] [--dir D] [--tree D] [--target A:P]\n\
+        "hog --kind KIND [--seconds N] [--report SECONDS] [--threads N] [--bytes SIZE] [--rate SIZE] [--count N] [--dir D] [--tree D] [--target A:P] [--watch FILE]...\n\
          SIZE is a number of bytes, or of K, M, G (1024 each). Without --seconds: 120.\n\n",
     );
     for (_, name, about) in Kind::ALL {
@@ -123,6 +127,7 @@ pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Asked, Wrong>
         dir: PathBuf::from("."),
         tree: None,
         target: None,
+        watch: Vec::new(),
         child: false,
     };
     let mut words = words;
@@ -153,6 +158,7 @@ pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Asked, Wrong>
             "--count" => out.count = Some(size(&name, &value()?)?),
             "--dir" => out.dir = PathBuf::from(value()?),
             "--tree" => out.tree = Some(PathBuf::from(value()?)),
+            "--watch" => out.watch.push(value()?),
             "--target" => out.target = Some(value()?),
             other => return Err(Wrong(format!("{other} is not known; see --help"))),
         }

@@ -32,10 +32,12 @@ fn run(arguments: Arguments) -> ExitCode {
         // A storm's parts end with it. Where that cannot be had they end by their own time.
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     }
-    let every = arguments.report;
+    let (kind, every) = (arguments.kind, arguments.report);
     let run = report::Run::start(arguments);
     run.end_on_sigterm();
-    run.report_each(every);
+    if kind != arguments::Kind::Sampler {
+        run.report_each(every);
+    }
     let ended = kinds::run(&run);
     run.print_last();
     match ended {

@@ -42,6 +42,16 @@ pub(crate) fn real_time() -> Result<(), Errno> {
     Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &priority) }).map(drop)
 }
 
+/// Keeps all of this program in memory, now and later.
+///
+/// # Errors
+///
+/// EPERM or ENOMEM at RLIMIT_MEMLOCK.
+pub(crate) fn lock_memory() -> Result<(), Errno> {
+    // SAFETY: changes how this process' pages are treated and touches none.
+    Errno::result(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }).map(drop)
+}
+
 /// Maps the file and reads a byte of each page; the sum, so that nothing is optimised away.
 ///
 /// # Errors

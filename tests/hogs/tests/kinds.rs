@@ -225,6 +225,14 @@ fn a_bystander_keeps_its_pace() {
 }
 
 #[test]
+fn numbers_of_files_are_sampled() {
+    let seen = hog("--kind sampler --watch /proc/meminfo:MemTotal --watch /proc/loadavg --watch /nowhere --seconds 0.5");
+    assert!(seen.lines.len() > 2, "{:?}", seen.lines);
+    assert!(seen.lines[0]["values"]["/proc/meminfo MemTotal"].as_f64() > Some(0.0), "{:?}", seen.lines[0]);
+    assert_eq!(seen.last()["kind"], "sampler");
+}
+
+#[test]
 fn sigterm_ends_it_with_its_last_line() {
     let dir = tempfile::tempdir().unwrap();
     let seen = in_shell(

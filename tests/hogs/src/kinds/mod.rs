@@ -8,6 +8,7 @@ mod handles;
 mod log;
 mod memory;
 mod processor;
+mod sampler;
 mod storm;
 mod write;
 
@@ -37,6 +38,7 @@ pub(crate) fn run(run: &Run) -> Result<(), Failed> {
         Kind::Sink => return connections::accept(run),
         Kind::Storm => return storm::all(run),
         Kind::Bystander => bystander::work(run),
+        Kind::Sampler => return sampler::watch(run),
     }
     Ok(())
 }
