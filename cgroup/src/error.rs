@@ -121,9 +121,17 @@ pub enum Error {
         /// The rule it breaks.
         reason: &'static str,
     },
+    /// Throughput cannot be limited, as no disk is known.
+    #[error("no disk is found behind {path}: {why}")]
+    NoDisk {
+        /// The directory that was asked for.
+        path: PathBuf,
+        /// What stands in the way.
+        why: String,
+    },
     /// More is reserved than there is.
     #[error(
-        "{reserved} of {resource} reserved by system-reserved, kube-reserved and eviction-hard leaves nothing of the node's {capacity} for pods: lower them"
+        "{reserved} of {resource} reserved by system-reserved, kube-reserved, eviction-hard or reserve-scale leaves nothing of the node's {capacity} for pods: lower them"
     )]
     NothingLeft {
         /// `memory` (bytes), `cpu` (thousandths) or `pid`.

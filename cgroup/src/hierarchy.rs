@@ -11,6 +11,7 @@ use procfs::FromRead;
 use procfs::process::MountInfos;
 
 use crate::dir::CgroupDir;
+use crate::mode::{self, GovernorMode, Probed};
 use crate::{Error, Result, library};
 
 /// The arrangement of hierarchies.
@@ -286,28 +287,15 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// What an operator should know and do about this machine, one sentence each; empty on a fully capable one.
+    /// What an operator should know and do about this machine, one message each; empty on a fully capable one.
     pub fn advice(&self, board: Board) -> Vec<String> {
-        let mut advice = Vec::new();
-        match self.layout {
-            Layout::V2 => {}
-            Layout::Hybrid | Layout::V1 => advice.push(
-                "cgroup v1 in use: memory protection and write throttling are not available. Remove \
-                 systemd.unified_cgroup_hierarchy=0 from the kernel command line. Until then only the static limits hold."
-                    .to_owned(),
-            ),
-        }
-        for controller in [Controller::Memory, Controller::Cpu, Controller::Pids] {
-            if !self.has(controller) {
-                advice.push(self.missing_remedy(controller, board));
-            }
-        }
-        if !board.psi {
-            advice.push(
-                "PSI is off. Append \" psi=1\" to /boot/firmware/cmdline.txt (elsewhere: to the kernel command line) and reboot. \
-                 Until then the governor polls MemAvailable (slower, no IO signal)."
-                    .to_owned(),
-            );
+        // What the process itself may do is said where it matters.
+        let probed = Probed { io: true, ..Probed::listed(self, board, true) };
+        let mut advice = GovernorMode::judge(&probed).messages(board.raspberry_pi);
+        if self.layout != Layout::V2 {
+            let missing = [Controller::Memory, Controller::Cpu, Controller::Pids].into_iter().filter(|controller| !self.has(*controller));
+            advice.extend(missing.map(|controller| self.missing_remedy(controller, board)));
+            advice.extend((!board.psi).then(|| mode::psi_off(board.raspberry_pi)));
         }
         advice
     }
@@ -315,15 +303,8 @@ impl Hierarchy {
     fn missing_remedy(&self, controller: Controller, board: Board) -> String {
         let name = controller.v2_name();
         match (controller, self.layout) {
-            (Controller::Memory, _) if board.raspberry_pi => {
-                "memory cgroup is disabled on this board (kernel has it, the device tree turns it off). Fix: append \
-                 \" cgroup_enable=memory\" to the single line in /boot/firmware/cmdline.txt and reboot; or run: edge-agent preflight --fix"
-                    .to_owned()
-            }
-            (Controller::Memory, Layout::V2) => {
-                "controller \"memory\" not in /sys/fs/cgroup/cgroup.controllers; kernel needs CONFIG_MEMCG=y and no cgroup_disable=memory"
-                    .to_owned()
-            }
+            (Controller::Memory, _) if board.raspberry_pi => mode::memory_missing(true).to_owned(),
+            (Controller::Memory, Layout::V2) => mode::memory_missing(false).to_owned(),
             (_, Layout::V2) => format!("controller \"{name}\" not in /sys/fs/cgroup/cgroup.controllers"),
             (_, Layout::Hybrid | Layout::V1) => {
                 format!("controller \"{}\" is mounted nowhere", controller.v1_name())

@@ -2,6 +2,7 @@
 //!
 //! The list is pure; applying writes each file and reads it back, because some files accept a value and keep another.
 
+use crate::io::{self, IoMax};
 use crate::value::{Limit, shares_to_weight};
 use crate::{Controller, Error, Hierarchy, Result};
 
@@ -23,6 +24,8 @@ pub struct Limits {
     pub memory_high: Option<Limit>,
     /// Protection in bytes (`memory.min`); v1 has none.
     pub memory_min: Option<u64>,
+    /// Weaker protection in bytes (`memory.low`); v1 has none.
+    pub memory_low: Option<u64>,
     /// Swap in bytes (`memory.swap.max`), skipped where the kernel has no swap accounting; not on v1.
     pub swap_max: Option<Limit>,
     /// CPU shares as v1 counts them; converted to a weight on v2 unless `cpu_weight` is given.
@@ -33,6 +36,8 @@ pub struct Limits {
     pub cpu_quota: Option<CpuQuota>,
     /// Number of tasks.
     pub pids_max: Option<Limit>,
+    /// Throughput by disk (`io.max`); not on v1.
+    pub io_max: Vec<IoMax>,
 }
 
 /// One control file to write.
@@ -45,6 +50,13 @@ pub(crate) struct Write {
     pub(crate) optional: bool,
 }
 
+impl Write {
+    /// Whether the text of the file says what was written to it.
+    pub(crate) fn holds(&self, found: &str) -> bool {
+        if self.file == "io.max" { io::same(&self.value, found) } else { same(&self.value, found) }
+    }
+}
+
 /// The files to write for `limits`, in order. `is_v2` says for a controller whether its files have their v2 names.
 pub(crate) fn writes(limits: &Limits, is_v2: impl Fn(Controller) -> bool) -> Vec<Write> {
     let mut list = Vec::new();
@@ -55,6 +67,9 @@ pub(crate) fn writes(limits: &Limits, is_v2: impl Fn(Controller) -> bool) -> Vec
     let v2 = is_v2(Controller::Memory);
     if let (Some(min), true) = (limits.memory_min, v2) {
         push(Controller::Memory, "memory.min", min.to_string(), false);
+    }
+    if let (Some(low), true) = (limits.memory_low, v2) {
+        push(Controller::Memory, "memory.low", low.to_string(), false);
     }
     if let (Some(high), true) = (limits.memory_high, v2) {
         push(Controller::Memory, "memory.high", high.to_string(), false);
@@ -94,6 +109,12 @@ pub(crate) fn writes(limits: &Limits, is_v2: impl Fn(Controller) -> bool) -> Vec
     if let Some(max) = limits.pids_max {
         push(Controller::Pids, "pids.max", max.to_string(), false);
     }
+    if is_v2(Controller::Io) {
+        for device in &limits.io_max {
+            // A kernel may have the controller and no throttling.
+            push(Controller::Io, "io.max", device.line(), true);
+        }
+    }
     list
 }
 
@@ -121,7 +142,7 @@ pub(crate) fn apply(hierarchy: &Hierarchy, group: &str, limits: &Limits) -> Resu
         }
         dir.write(write.file, &write.value)?;
         let found = dir.read(write.file)?;
-        if !same(&write.value, &found) {
+        if !write.holds(&found) {
             return Err(Error::NotApplied { path: dir.path().join(write.file), wanted: write.value, found });
         }
     }
@@ -144,6 +165,8 @@ fn same(wanted: &str, found: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Disk;
+    use crate::io::Rates;
 
     fn all() -> Limits {
         Limits {
@@ -155,6 +178,8 @@ mod tests {
             cpu_weight: None,
             cpu_quota: Some(CpuQuota { quota_us: Some(50_000), period_us: 100_000 }),
             pids_max: Some(Limit::At(100)),
+            memory_low: Some(8192),
+            io_max: vec![IoMax::of_pods(Disk { major: 8, minor: 0, name: "sda".to_owned() }, &Rates::default())],
         }
     }
 
@@ -168,12 +193,14 @@ mod tests {
             names(&all(), true),
             [
                 "memory.min=4096",
+                "memory.low=8192",
                 "memory.high=536870912",
                 "memory.max=1073741824",
                 "memory.swap.max=0",
                 "cpu.weight=39",
                 "cpu.max=50000 100000",
                 "pids.max=100",
+                "io.max=8:0 rbps=20971520 wbps=5242880 riops=1000 wiops=200",
             ]
         );
     }

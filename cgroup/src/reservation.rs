@@ -1,9 +1,11 @@
 //! How much of a machine pods may have: pure arithmetic from capacity and configuration.
 //!
-//! The formula and its table are section 2.3 of the governor reference; all of its terms are rounded to 4 MiB. What the
-//! operator sets (`system-reserved`, `kube-reserved`, `eviction-hard`) replaces the formula with the kubelet's meaning: the limit on
-//! `kubepods` is capacity - system - kube, and what pods may request is that less the eviction threshold.
+//! The formula and its table are section 2.3 of the governor reference; all of its terms are rounded to 4 MiB, and what was
+//! measured on the machine raises two of them ([`crate::calibration`]). What the operator sets (`system-reserved`, `kube-reserved`,
+//! `eviction-hard`) replaces all that with the kubelet's meaning: the limit on `kubepods` is capacity - system - kube, and what pods
+//! may request is that less the eviction threshold.
 
+use crate::calibration::{Calibration, Measured, calibrate};
 use crate::{Error, Result};
 
 const MIB: u64 = 1 << 20;
@@ -17,7 +19,12 @@ pub struct Capacity {
     pub cpu_millis: u64,
     /// `kernel.threads-max`: on small boards the real limit of a fork bomb, not `pid_max`.
     pub threads_max: u64,
+    /// Swap is a file or partition on a disk, not compressed memory.
+    pub disk_swap: bool,
 }
+
+/// `reserve-scale` may be from half to three times, in thousandths.
+pub const SCALES: std::ops::RangeInclusive<u64> = 500..=3000;
 
 /// Amounts an operator sets aside. `None` leaves the decision to the formula (memory) or reserves nothing (the rest).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,10 +50,13 @@ pub struct Overrides {
     pub max_pods: Option<u64>,
     /// `pod-max-pids`: limit on each pod's tasks.
     pub pod_pids: Option<u64>,
+    /// `reserve-scale` in thousandths within [`SCALES`]: all parts of the formula are that many times larger.
+    pub scale_millis: Option<u64>,
 }
 
 /// Memory of the parts that are not pods, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Parts {
     /// Operating system and unreclaimable kernel memory (S).
     pub system: u64,
@@ -61,14 +71,17 @@ pub struct Parts {
 }
 
 /// The plan for one machine. Memory in bytes, CPU in thousandths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Reservation {
     /// `MemTotal`.
     pub memory_capacity: u64,
     /// All processors.
     pub cpu_capacity_millis: u64,
-    /// How the formula divides what is not for pods; informative where the operator set amounts.
+    /// How formula and measurement divide what is not for pods; informative where the operator set amounts.
     pub parts: Parts,
+    /// What the measurement changed.
+    pub calibration: Calibration,
     /// Reserved for the operating system, headroom included.
     pub system_memory: u64,
     /// Reserved for agent, containerd and shims.
@@ -114,9 +127,15 @@ impl Reservation {
         self.parts.containerd + self.parts.shims
     }
 
-    /// `memory.min` of `system.slice`, which must cover containerd's or that one does nothing.
+    /// `memory.min` of `system.slice`, which must cover containerd's or that one does nothing. Of what the system was measured to
+    /// take beyond the formula nothing is promised: promises that cannot be kept turn pressure into killing.
     pub fn system_slice_min(&self) -> u64 {
-        self.parts.containerd + self.parts.system / 2
+        self.parts.containerd + self.parts.system.min(self.calibration.system_formula) / 2
+    }
+
+    /// `memory.max` of `user.slice`: logins and what they start.
+    pub fn user_slice_max(&self) -> u64 {
+        (self.memory_capacity / 4).min(512 * MIB)
     }
 }
 
@@ -148,16 +167,22 @@ impl From<&Reservation> for NodeAllocatable {
 }
 
 /// Computes the plan. Fails when the operator reserves as much as there is, or more.
-pub fn plan(capacity: &Capacity, overrides: &Overrides) -> Result<Reservation> {
+pub fn plan(capacity: &Capacity, overrides: &Overrides, measured: &Measured) -> Result<Reservation> {
     let m = capacity.memory / MIB;
     let max_pods = overrides.max_pods.unwrap_or((m / 56).clamp(6, 110));
-    let parts = Parts {
-        system: to_four(56 * 24 + m, 24).clamp(72, 224) * MIB,
-        containerd: to_four(48 * 64 + m, 64).clamp(56, 128) * MIB,
-        shims: 4 * max_pods * MIB,
-        agent: to_four(22 * 256 + m, 256).clamp(24, 48) * MIB,
-        headroom: to_four(m, 40).clamp(24, 160) * MIB,
+    let scale = overrides.scale_millis.unwrap_or(1000).clamp(*SCALES.start(), *SCALES.end());
+    let scaled = |mib: u64| to_four(mib * scale, 1000) * MIB;
+    let mut parts = Parts {
+        system: scaled(to_four(56 * 24 + m, 24).clamp(72, 224)),
+        containerd: scaled(to_four(48 * 64 + m, 64).clamp(56, 128)),
+        shims: scaled(4 * max_pods),
+        agent: scaled(to_four(22 * 256 + m, 256).clamp(24, 48)),
+        headroom: scaled(to_four(m, 40).clamp(24, 160)),
     };
+    let for_pods = capacity.memory.saturating_sub(parts.system + parts.containerd + parts.shims + parts.agent + parts.headroom);
+    let calibration = calibrate(parts.system, parts.containerd, *measured, for_pods / 2);
+    parts.system = calibration.system;
+    parts.containerd = calibration.containerd;
     let system_memory = overrides.system_reserved.memory.unwrap_or(parts.system + parts.headroom);
     let kube_memory = overrides.kube_reserved.memory.unwrap_or(parts.containerd + parts.shims + parts.agent);
 
@@ -181,6 +206,7 @@ pub fn plan(capacity: &Capacity, overrides: &Overrides) -> Result<Reservation> {
         memory_capacity: capacity.memory,
         cpu_capacity_millis: capacity.cpu_millis,
         parts,
+        calibration,
         system_memory,
         kube_memory,
         pods_memory_limit,
@@ -188,7 +214,8 @@ pub fn plan(capacity: &Capacity, overrides: &Overrides) -> Result<Reservation> {
         allocatable_cpu_millis,
         max_pods,
         brake: ((max_mib * 8 + 50) / 100).clamp(16, 192) * MIB,
-        pods_swap_limit: to_four(m, 4).min(1024) * MIB,
+        // Swapping to an SD card competes with everything that is to be protected.
+        pods_swap_limit: if capacity.disk_swap && m < 1024 { 0 } else { to_four(m, 4).min(1024) * MIB },
         pods_pids_limit,
         pod_pids_limit: overrides.pod_pids.unwrap_or((capacity.threads_max / 8).clamp(128, 1024)),
         refuse_best_effort: max_mib < 96,
@@ -214,7 +241,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn board(mib: u64) -> Capacity {
-        Capacity { memory: mib * MIB, cpu_millis: 4000, threads_max: mib * 8 }
+        Capacity { memory: mib * MIB, cpu_millis: 4000, threads_max: mib * 8, disk_swap: false }
+    }
+
+    fn plan(capacity: &Capacity, overrides: &Overrides) -> Result<Reservation> {
+        super::plan(capacity, overrides, &Measured::default())
     }
 
     /// The table of section 2.3: MemTotal, pods, S, C, SH, A, H, R, kubepods, brake, swap, containerd low, system.slice.
@@ -269,6 +300,7 @@ mod tests {
             eviction_hard_memory: Some(50 * MIB),
             max_pods: Some(20),
             pod_pids: Some(64),
+            scale_millis: Some(3000),
         };
         let plan = plan(&board(1000), &overrides).unwrap();
         assert_eq!(plan.pods_memory_limit, 700 * MIB);
@@ -291,6 +323,39 @@ mod tests {
     }
 
     #[test]
+    fn one_number_scales_every_part_and_nothing_else() {
+        let parts = |scale| {
+            let plan = plan(&board(906), &Overrides { scale_millis: scale, ..Overrides::default() }).unwrap();
+            let p = plan.parts;
+            ([p.system, p.containerd, p.shims, p.agent, p.headroom].map(|part| part / MIB), plan.pods_memory_limit / MIB, plan.max_pods)
+        };
+        assert_eq!(parts(None), parts(Some(1000)));
+        assert_eq!(parts(Some(1000)), ([92, 64, 64, 24, 24], 638, 16));
+        assert_eq!(parts(Some(1500)), ([140, 96, 96, 36, 36], 502, 16));
+        assert_eq!(parts(Some(500)), ([48, 32, 32, 12, 12], 770, 16));
+    }
+
+    #[test]
+    fn what_was_measured_raises_the_reservation_and_promises_no_more_than_containerd_needs() {
+        let measured = Measured { system: Some(200 * MIB), containerd: Some(100 * MIB) };
+        let plan = super::plan(&board(906), &Overrides::default(), &measured).unwrap();
+        assert_eq!((plan.parts.system / MIB, plan.parts.containerd / MIB), (240, 128));
+        assert_eq!(plan.pods_memory_limit / MIB, 906 - (240 + 128 + 64 + 24 + 24));
+        assert_eq!((plan.containerd_min() / MIB, plan.system_slice_min() / MIB), (128, 128 + 46));
+        let literal = Overrides { system_reserved: Amounts { memory: Some(50 * MIB), ..Amounts::default() }, ..Overrides::default() };
+        let plan = super::plan(&board(906), &literal, &measured).unwrap();
+        assert_eq!(plan.system_memory, 50 * MIB, "what the operator says is what is reserved");
+    }
+
+    #[test]
+    fn swap_on_a_card_is_not_for_the_pods_of_a_small_board() {
+        for (mib, disk_swap, wanted) in [(416, true, 0), (416, false, 104), (1849, true, 464)] {
+            let plan = plan(&Capacity { disk_swap, ..board(mib) }, &Overrides::default()).unwrap();
+            assert_eq!(plan.pods_swap_limit / MIB, wanted, "{mib} MiB, {disk_swap}");
+        }
+    }
+
+    #[test]
     fn a_tiny_board_refuses_pods_without_requests() {
         assert!(plan(&board(290), &Overrides::default()).unwrap().refuse_best_effort);
         assert!(!plan(&board(416), &Overrides::default()).unwrap().refuse_best_effort);
@@ -306,6 +371,16 @@ mod tests {
             prop_assert!(small.brake < small.pods_memory_limit);
             let large = plan(&board(mib + 64), &Overrides::default()).unwrap();
             prop_assert!(large.pods_memory_limit > small.pods_memory_limit);
+        }
+
+        #[test]
+        fn whatever_is_measured_pods_keep_half(mib in 300u64..65_536, system in 0u64..70_000, containerd in 0u64..70_000) {
+            let plain = plan(&board(mib), &Overrides::default()).unwrap();
+            let measured = Measured { system: Some(system * MIB), containerd: Some(containerd * MIB) };
+            let got = super::plan(&board(mib), &Overrides::default(), &measured).unwrap();
+            prop_assert!(got.pods_memory_limit <= plain.pods_memory_limit);
+            prop_assert!(got.pods_memory_limit >= plain.pods_memory_limit / 2);
+            prop_assert!(got.system_memory >= plain.system_memory && got.kube_memory >= plain.kube_memory);
         }
     }
 }

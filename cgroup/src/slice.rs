@@ -28,7 +28,7 @@ impl Manager {
         Path::new("/run/systemd/system").is_dir().then(|| Manager { systemctl: "systemctl".into(), control: CONTROL.into() })
     }
 
-    /// Sets the properties for `limits` on the slice whose group is `group`.
+    /// Sets the properties for `limits` on the slice or service whose group is `group`.
     pub(crate) fn set(&self, group: &str, limits: &Limits, v2: bool) -> Result<()> {
         let properties = properties(limits, v2);
         if properties.is_empty() {
@@ -84,6 +84,9 @@ fn properties(limits: &Limits, v2: bool) -> Vec<String> {
         if let Some(min) = limits.memory_min {
             list.push(format!("MemoryMin={min}"));
         }
+        if let Some(low) = limits.memory_low {
+            list.push(format!("MemoryLow={low}"));
+        }
         if let Some(swap) = limits.swap_max {
             list.push(format!("MemorySwapMax={}", limit(swap)));
         }
@@ -107,12 +110,27 @@ fn properties(limits: &Limits, v2: bool) -> Vec<String> {
     if let Some(max) = limits.pids_max {
         list.push(format!("TasksMax={}", limit(max)));
     }
+    if v2 {
+        for device in &limits.io_max {
+            for (name, value) in [
+                ("IOReadBandwidthMax", device.read_bps),
+                ("IOWriteBandwidthMax", device.write_bps),
+                ("IOReadIOPSMax", device.read_iops),
+                ("IOWriteIOPSMax", device.write_iops),
+            ] {
+                let value = value.map_or_else(|| "infinity".to_owned(), |value| value.to_string());
+                list.push(format!("{name}=/dev/{} {value}", device.disk.name));
+            }
+        }
+    }
     list
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Disk;
+    use crate::io::{IoMax, Rates};
     use crate::limits::CpuQuota;
 
     fn pod() -> Limits {
@@ -134,6 +152,19 @@ mod tests {
             ["MemoryMax=67108864", "MemoryHigh=infinity", "MemorySwapMax=0", "CPUWeight=39", "CPUQuota=12.35%", "TasksMax=infinity"]
         );
         assert_eq!(properties(&pod(), false), ["MemoryMax=67108864", "CPUShares=1024", "CPUQuota=12.35%", "TasksMax=infinity"]);
+        let disk = Disk { major: 179, minor: 0, name: "mmcblk0".to_owned() };
+        let io = Limits { memory_low: Some(1), io_max: vec![IoMax::of_pods(disk, &Rates::default()).of_pulls(true)], ..Limits::default() };
+        assert_eq!(
+            properties(&io, true),
+            [
+                "MemoryLow=1",
+                "IOReadBandwidthMax=/dev/mmcblk0 infinity",
+                "IOWriteBandwidthMax=/dev/mmcblk0 5242880",
+                "IOReadIOPSMax=/dev/mmcblk0 infinity",
+                "IOWriteIOPSMax=/dev/mmcblk0 infinity",
+            ]
+        );
+        assert_eq!(properties(&io, false), Vec::<String>::new());
         let unlimited = Limits { cpu_quota: Some(CpuQuota { quota_us: None, period_us: 100_000 }), ..Limits::default() };
         assert_eq!(properties(&unlimited, true), ["CPUQuota="]);
     }

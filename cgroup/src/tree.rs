@@ -4,21 +4,25 @@
 //! Everything is idempotent: making what exists sets its limits again, removing what is gone succeeds.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::{self, CpuQuota, Limits};
+use crate::io::IoMax;
+use crate::limits::{CpuQuota, Limits};
 use crate::path::{Driver, Names};
 use crate::reservation::NodeAllocatable;
 use crate::slice::Manager;
+use crate::standing::{Held, Standing};
 use crate::stat::{self, Stats};
-use crate::value::{Limit, QosClass, milli_cpu_to_shares, shares_to_weight};
+use crate::value::{Limit, QosClass, milli_cpu_to_shares};
 use crate::{Controller, Hierarchy, Result, kill};
 
 /// How long killed processes may take to disappear.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// On v2 `kubepods` competes with `system.slice` and ours by weight: never with more than the default (governor 2.1).
-const MOST_WEIGHT: u64 = 100;
+/// On v2 `kubepods` competes with `system.slice` and ours by weight, whatever the number of processors: never with more than the
+/// default (governor 2.1). The shares of v1 are the kubelet's.
+const WEIGHT: u64 = 100;
 
 const MIB: u64 = 1 << 20;
 
@@ -28,8 +32,7 @@ pub struct PodTree {
     hierarchy: Hierarchy,
     names: Names,
     driver: Driver,
-    /// The systemd that makes the runtime's scopes, with that driver.
-    manager: Option<Manager>,
+    standing: Arc<Standing>,
 }
 
 /// What [`PodTree::ensure_root`] found in the files after writing them.
@@ -87,15 +90,13 @@ pub struct QosDemand {
 impl PodTree {
     /// Pods below `cgroup_root` (`/`, or the kubelet's `cgroup-root`), named for `driver`. Touches nothing yet.
     pub fn new(hierarchy: Hierarchy, cgroup_root: &str, driver: Driver) -> Result<PodTree> {
-        Ok(PodTree {
-            hierarchy,
-            names: Names::new(cgroup_root, driver)?,
-            driver,
-            manager: match driver {
-                Driver::Systemd => Manager::detect(),
-                Driver::Cgroupfs => None,
-            },
-        })
+        let standing = Arc::new(Standing::new(hierarchy.clone(), Manager::detect()));
+        Ok(PodTree { hierarchy, names: Names::new(cgroup_root, driver)?, driver, standing })
+    }
+
+    /// The values that are to stand on the groups of this instance; those of `kubepods` and the classes are among them.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.standing
     }
 
     /// Where the controllers are.
@@ -113,6 +114,11 @@ impl PodTree {
         self.names.kubepods()
     }
 
+    /// The group of all pods of a class; that of Guaranteed pods is the group of all pods.
+    pub fn class(&self, qos: QosClass) -> String {
+        self.names.qos(qos)
+    }
+
     /// Makes `kubepods` and the groups of the classes and enforces the reservation. A controller that is missing is
     /// reported, not refused: the node runs, and says what does not hold.
     pub fn ensure_root(&self, allocatable: &NodeAllocatable) -> Result<Enforced> {
@@ -120,18 +126,15 @@ impl PodTree {
         for qos in QosClass::ALL {
             self.hierarchy.create(&self.names.qos(qos), true)?;
         }
-        let shares = milli_cpu_to_shares(allocatable.cpu_millis);
-        let unavailable = self.apply(
-            &group,
-            &Limits {
-                memory_max: Some(allocatable.memory_limit.into()),
-                swap_max: allocatable.swap_limit.map(Limit::At),
-                cpu_shares: Some(shares),
-                cpu_weight: Some(shares_to_weight(shares).min(MOST_WEIGHT)),
-                pids_max: Some(allocatable.pids_limit.into()),
-                ..Limits::default()
-            },
-        )?;
+        let limits = Limits {
+            memory_max: Some(allocatable.memory_limit.into()),
+            swap_max: allocatable.swap_limit.map(Limit::At),
+            cpu_shares: Some(milli_cpu_to_shares(allocatable.cpu_millis)),
+            cpu_weight: Some(WEIGHT),
+            pids_max: Some(allocatable.pids_limit.into()),
+            ..Limits::default()
+        };
+        let unavailable = self.hold("kubepods", "limits", group.clone(), limits)?;
         // After a restart pods are running: their classes keep what they have until it is known who they are.
         if !self.classes_are_set()? {
             self.refresh_qos(allocatable, &QosDemand::default())?;
@@ -147,10 +150,18 @@ impl PodTree {
 
     /// Sets what the groups of the classes get, for the pods there are now. Call it when a pod comes or goes.
     pub fn refresh_qos(&self, allocatable: &NodeAllocatable, demand: &QosDemand) -> Result<()> {
-        for (qos, limits) in qos_limits(allocatable, demand) {
-            self.apply(&self.names.qos(qos), &limits)?;
+        for (scope, qos, limits) in qos_limits(allocatable, demand) {
+            self.hold(scope, "limits", self.names.qos(qos), limits)?;
         }
         Ok(())
+    }
+
+    /// Limits what all pods together may read from and write to these disks. Without the io controller of v2 it says that by returning false.
+    pub fn limit_io(&self, disks: Vec<IoMax>) -> Result<bool> {
+        let limits = Limits { io_max: disks, ..Limits::default() };
+        let group = self.names.kubepods();
+        self.hold("kubepods", "io", group.clone(), limits)?;
+        Ok(self.hierarchy.is_v2(Controller::Io) && self.hierarchy.dir(Controller::Io, &group)?.has("io.max"))
     }
 
     /// The hard memory limit of all pods in bytes, read from the kernel.
@@ -171,16 +182,14 @@ impl PodTree {
     pub fn ensure_pod(&self, pod: &PodCgroup<'_>) -> Result<String> {
         let group = self.names.pod(pod.uid, pod.qos)?;
         self.hierarchy.create(&group, true)?;
-        self.apply(
-            &group,
-            &Limits {
-                memory_max: Some(pod.memory_limit.into()),
-                cpu_shares: Some(pod.cpu_shares),
-                cpu_quota: Some(CpuQuota { quota_us: pod.cpu_quota, period_us: crate::CPU_PERIOD_US }),
-                pids_max: Some(pod.pids.into()),
-                ..Limits::default()
-            },
-        )?;
+        let limits = Limits {
+            memory_max: Some(pod.memory_limit.into()),
+            cpu_shares: Some(pod.cpu_shares),
+            cpu_quota: Some(CpuQuota { quota_us: pod.cpu_quota, period_us: crate::CPU_PERIOD_US }),
+            pids_max: Some(pod.pids.into()),
+            ..Limits::default()
+        };
+        self.standing.apply_once(&group, &limits, self.are_units())?;
         Ok(group)
     }
 
@@ -188,7 +197,7 @@ impl PodTree {
     pub fn remove_pod(&self, uid: &str, qos: QosClass) -> Result<()> {
         let group = self.names.pod(uid, qos)?;
         kill::remove_group(&self.hierarchy, &group, PATIENCE)?;
-        if let Some(manager) = &self.manager {
+        if let Some(manager) = self.manager() {
             manager.forget(&group);
         }
         Ok(())
@@ -197,8 +206,9 @@ impl PodTree {
     /// Kills every pod and removes `kubepods`, and the cgroup root too if nothing else is in it: for leaving the cluster.
     pub fn remove_all(&self) -> Result<()> {
         let pods = self.list_pods()?;
+        self.standing.release_below(&self.names.kubepods());
         kill::remove_group(&self.hierarchy, &self.names.kubepods(), PATIENCE)?;
-        if let Some(manager) = &self.manager {
+        if let Some(manager) = self.manager() {
             for pod in pods {
                 manager.forget(&self.names.pod(&pod.uid, pod.qos)?);
             }
@@ -267,12 +277,17 @@ impl PodTree {
         Ok(processes.lines().find_map(|line| line.parse().ok()))
     }
 
-    /// Tells systemd first, if it is in charge, then writes and reads back the files.
-    fn apply(&self, group: &str, limits: &Limits) -> Result<Vec<Controller>> {
-        if let Some(manager) = &self.manager {
-            manager.set(group, limits, self.hierarchy.is_v2(Controller::Cpu))?;
-        }
-        limits::apply(&self.hierarchy, group, limits)
+    fn hold(&self, scope: &'static str, part: &'static str, group: String, limits: Limits) -> Result<Vec<Controller>> {
+        self.standing.hold(Held { scope, part, group, limits, unit: self.are_units(), gentle: false })
+    }
+
+    /// With the systemd driver the groups are slices.
+    fn are_units(&self) -> bool {
+        self.driver == Driver::Systemd
+    }
+
+    fn manager(&self) -> Option<&Manager> {
+        self.standing.manager().filter(|_| self.are_units())
     }
 
     /// Whether an earlier agent set the classes: a new group has the kernel's default of 1024 shares or weight 100.
@@ -293,7 +308,7 @@ impl PodTree {
 }
 
 /// Limits of the two groups of classes: shares as the kubelet sets them, and the brake below the hard limit.
-fn qos_limits(allocatable: &NodeAllocatable, demand: &QosDemand) -> [(QosClass, Limits); 2] {
+fn qos_limits(allocatable: &NodeAllocatable, demand: &QosDemand) -> [(&'static str, QosClass, Limits); 2] {
     let brake = |requests: u64, floor: u64| match allocatable.memory_limit {
         None => Limit::None,
         Some(max) => Limit::At(max.saturating_sub(allocatable.brake).saturating_sub(requests).max(floor).min(max)),
@@ -308,7 +323,7 @@ fn qos_limits(allocatable: &NodeAllocatable, demand: &QosDemand) -> [(QosClass, 
         memory_high: Some(brake(demand.guaranteed_memory.saturating_add(demand.burstable_memory), 32 * MIB)),
         ..Limits::default()
     };
-    [(QosClass::Burstable, burstable), (QosClass::BestEffort, best_effort)]
+    [("burstable", QosClass::Burstable, burstable), ("besteffort", QosClass::BestEffort, best_effort)]
 }
 
 #[cfg(test)]
@@ -326,7 +341,7 @@ mod tests {
             ("more than there is", (100, 2000), 485, 32),
         ] {
             let demand = QosDemand { guaranteed_memory: demand.0 * MIB, burstable_memory: demand.1 * MIB, burstable_cpu_millis: 0 };
-            let [(_, first), (_, second)] = qos_limits(&allocatable, &demand);
+            let [(_, _, first), (_, _, second)] = qos_limits(&allocatable, &demand);
             assert_eq!(first.memory_high, Some(Limit::At(burstable * MIB)), "{name}");
             assert_eq!(second.memory_high, Some(Limit::At(best_effort * MIB)), "{name}");
         }
@@ -336,7 +351,7 @@ mod tests {
     fn classes_share_the_processor_by_requests() {
         let allocatable = NodeAllocatable { memory_limit: None, brake: 0, swap_limit: None, cpu_millis: 4000, pids_limit: None };
         let demand = QosDemand { burstable_cpu_millis: 1500, ..QosDemand::default() };
-        let [(_, burstable), (_, best_effort)] = qos_limits(&allocatable, &demand);
+        let [(_, _, burstable), (_, _, best_effort)] = qos_limits(&allocatable, &demand);
         assert_eq!(burstable.cpu_shares, Some(1536));
         assert_eq!(burstable.memory_high, Some(Limit::None));
         assert_eq!(best_effort.cpu_shares, Some(2));

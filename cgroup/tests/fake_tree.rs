@@ -65,7 +65,7 @@ fn the_reservation_is_in_the_files_on_v2() {
     for (group, file, wanted) in [
         ("/edge/kubepods", "memory.max", "734003200"),
         ("/edge/kubepods", "memory.swap.max", "0"),
-        ("/edge/kubepods", "cpu.weight", "79"),
+        ("/edge/kubepods", "cpu.weight", "100"),
         ("/edge/kubepods", "pids.max", "5000"),
         ("/edge/kubepods/burstable", "memory.high", "675282944"),
         ("/edge/kubepods/besteffort", "memory.high", "675282944"),

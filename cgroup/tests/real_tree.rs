@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use cgroup::reservation::{Capacity, Overrides, plan};
+use cgroup::reservation::{Capacity, Overrides, Reservation};
 use cgroup::{Controller, Driver, Hierarchy, NodeAllocatable, OwnLimits, Placement, PodCgroup, PodTree, QosClass, part_group, stat};
 
 const MIB: u64 = 1 << 20;
@@ -99,10 +99,15 @@ fn capacity() -> Capacity {
     let line = text.lines().find(|line| line.starts_with("MemTotal:")).unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     Capacity {
+        disk_swap: false,
         memory: kib * 1024,
         cpu_millis: 2000,
         threads_max: std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap().trim().parse().unwrap(),
     }
+}
+
+fn plan(capacity: &Capacity, overrides: &Overrides) -> cgroup::Result<Reservation> {
+    cgroup::reservation::plan(capacity, overrides, &cgroup::Measured::default())
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) fn prepare(config: &Config, metrics: &Metrics) -> anyhow::Result<Prep
     for advice in hierarchy.advice(Board::detect(std::path::Path::new("/proc"))) {
         tracing::warn!("{advice}");
     }
-    let reservation = reserve::reservation(&machine, config)?;
+    let reservation = reserve::reservation(&machine, config, &cgroup::Measured::default())?;
     let driver = match config.cgroup_driver {
         CgroupDriver::Cgroupfs => Driver::Cgroupfs,
         CgroupDriver::Systemd => Driver::Systemd,

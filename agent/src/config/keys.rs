@@ -76,6 +76,8 @@ pub(super) const KEYS: &[(&str, Use)] = &[
     ("tunnel-ping-wait", Yes),
     ("node-password-file", Yes),
     ("certificate-renewal", Yes),
+    ("reserve-scale", Yes),
+    ("allow-unprotected", Yes),
 ];
 
 /// Flags of `k3s server` that people leave in a shared file. K3s' agent refuses them as well.

@@ -104,6 +104,12 @@ pub struct Config {
     pub kube_reserved: BTreeMap<String, String>,
     /// kubelet-arg `eviction-hard`: signal to quantity or percentage.
     pub eviction_hard: BTreeMap<String, String>,
+    /// `reserve-scale`: the computed reservation is that many times larger, 0.5 to 3.
+    pub reserve_scale: f64,
+    /// `allow-unprotected`: pods without requests run even where nothing protects the node from them.
+    pub allow_unprotected: bool,
+    /// Why this node takes no pods without requests; known when the machine has been looked at.
+    pub best_effort_refused: Option<String>,
 
     /// Name servers for pods with dnsPolicy ClusterFirst; from the server unless kubelet-arg `cluster-dns`.
     pub cluster_dns: Vec<IpAddr>,
@@ -209,6 +215,9 @@ impl Config {
             system_reserved: BTreeMap::new(),
             kube_reserved: BTreeMap::new(),
             eviction_hard: BTreeMap::new(),
+            reserve_scale: 1.0,
+            allow_unprotected: false,
+            best_effort_refused: None,
             cluster_dns: vec![IpAddr::from([10, 43, 0, 10])],
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use cgroup::reservation::SCALES;
+
 use super::keys::{self, Use};
 use super::layers::Layers;
 use super::names::{is_name, is_qualified, is_subdomain, node_may_set};
@@ -140,6 +142,9 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         system_reserved: r.reserved("system-reserved"),
         kube_reserved: r.reserved("kube-reserved"),
         eviction_hard: r.eviction(),
+        reserve_scale: reserve_scale(&mut r),
+        allow_unprotected: r.parsed::<bool>("allow-unprotected", "true or false").unwrap_or(false),
+        best_effort_refused: None,
         cluster_dns: r.cluster_dns(),
         cluster_domain: r.arg("cluster-domain").unwrap_or_default(),
         resolv_conf: r.arg("resolv-conf").or_else(|| r.text("resolv-conf")).map_or_else(PathBuf::new, PathBuf::from),
@@ -166,6 +171,16 @@ fn certificate_renewal(r: &mut Resolver<'_>) -> f64 {
         r.bad("certificate-renewal", &share.to_string(), "is not between 0 (renew at once and every minute, for tests) and 0.95");
     }
     share
+}
+
+fn reserve_scale(r: &mut Resolver<'_>) -> f64 {
+    let scale = r.parsed::<f64>("reserve-scale", "a number such as 1.5").unwrap_or(1.0);
+    let millis = (scale * 1000.0).round();
+    let (least, most) = (*SCALES.start(), *SCALES.end());
+    if !(least as f64..=most as f64).contains(&millis) {
+        r.bad("reserve-scale", &scale.to_string(), "is not between 0.5 and 3; 1 is what the board's size asks for");
+    }
+    scale
 }
 
 fn join(ips: &[IpAddr]) -> String {

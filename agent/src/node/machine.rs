@@ -11,6 +11,8 @@ use anyhow::Context;
 pub struct Machine {
     pub memory: u64,
     pub swap: u64,
+    /// Some of it is on a disk, not in compressed memory.
+    pub disk_swap: bool,
     pub cpus: u64,
     pub threads_max: u64,
     /// Page size name (`2Mi`) to reserved bytes.
@@ -47,6 +49,7 @@ impl Machine {
         Ok(Machine {
             memory,
             swap: meminfo_bytes(&meminfo, "SwapTotal").unwrap_or(0),
+            disk_swap: disk_swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64).max(online_cpus()),
             threads_max: first_line(&["/proc/sys/kernel/threads-max"]).parse().unwrap_or(32768),
             hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")),
@@ -78,6 +81,11 @@ pub fn hostname() -> String {
 /// `MemAvailable` in bytes.
 pub fn available_memory() -> Option<u64> {
     meminfo_bytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+/// Whether the list of swaps, a headline and a line each, has one that is not compressed memory.
+fn disk_swap(swaps: &str) -> bool {
+    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).any(|name| !name.starts_with("/dev/zram"))
 }
 
 fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
@@ -136,6 +144,12 @@ mod tests {
         assert_eq!(meminfo_bytes("MemTotal:        24681352 kB\nMemFree: 1 kB\n", "MemTotal"), Some(24_681_352 * 1024));
         assert_eq!(meminfo_bytes("MemTotalX: 1 kB\n", "MemTotal"), None);
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
+        let headline = "Filename\tType\tSize\tUsed\tPriority\n";
+        for (swaps, wanted) in
+            [("", false), ("/dev/zram0 partition 1 0 100\n", false), ("/dev/zram0 partition 1 0 100\n/var/swap file 1 0 -2\n", true)]
+        {
+            assert_eq!(disk_swap(&format!("{headline}{swaps}")), wanted, "{swaps:?}");
+        }
         let dir = tempfile::tempdir().unwrap();
         for (name, count) in [("hugepages-2048kB", "3\n"), ("hugepages-1048576kB", "0\n"), ("hugepages-64kB", "0\n")] {
             fs::create_dir(dir.path().join(name)).unwrap();

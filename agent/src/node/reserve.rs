@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
+use cgroup::Measured;
 use cgroup::reservation::{Amounts, Capacity, Overrides, Reservation, plan};
 
 use super::machine::Machine;
@@ -11,16 +12,22 @@ use crate::api::quantity::Quantity;
 use crate::config::Config;
 
 /// The plan for this machine, operator's values included.
-pub fn reservation(machine: &Machine, config: &Config) -> anyhow::Result<Reservation> {
-    let capacity = Capacity { memory: machine.memory, cpu_millis: machine.cpus * 1000, threads_max: machine.threads_max };
+pub fn reservation(machine: &Machine, config: &Config, measured: &Measured) -> anyhow::Result<Reservation> {
+    let capacity = Capacity {
+        memory: machine.memory,
+        cpu_millis: machine.cpus * 1000,
+        threads_max: machine.threads_max,
+        disk_swap: machine.disk_swap,
+    };
     let overrides = Overrides {
         system_reserved: amounts(&config.system_reserved),
         kube_reserved: amounts(&config.kube_reserved),
         eviction_hard_memory: config.eviction_hard.get("memory.available").map(|text| threshold(text, machine.memory)),
         max_pods: config.max_pods.map(u64::from),
         pod_pids: config.pod_pids_limit.and_then(|limit| u64::try_from(limit).ok()),
+        scale_millis: Some((config.reserve_scale * 1000.0).round() as u64),
     };
-    plan(&capacity, &overrides).context("planning the reservation from system-reserved and kube-reserved")
+    plan(&capacity, &overrides, measured).context("planning the reservation from system-reserved, kube-reserved and reserve-scale")
 }
 
 fn amounts(reserved: &BTreeMap<String, String>) -> Amounts {
@@ -95,7 +102,7 @@ mod tests {
         config.kube_reserved = [("memory".to_owned(), "512Mi".to_owned())].into();
         config.eviction_hard =
             [("memory.available".to_owned(), "100Mi".to_owned()), ("nodefs.available".to_owned(), "10%".to_owned())].into();
-        let plan = reservation(&machine, &config).unwrap();
+        let plan = reservation(&machine, &config, &Measured::default()).unwrap();
         assert_eq!(plan.pods_memory_limit, 3 << 30);
         let (capacity, allocatable) = amounts_of_node(&machine, &config, &plan, Some(1000 << 20));
         assert_eq!(capacity["memory"].to_string(), "4194304Ki");
@@ -104,6 +111,6 @@ mod tests {
         assert_eq!(allocatable["ephemeral-storage"].value(), 900 << 20);
         assert_eq!(capacity["hugepages-2Mi"].to_string(), "0");
         config.kube_reserved = [("memory".to_owned(), "8Gi".to_owned())].into();
-        assert!(reservation(&machine, &config).is_err());
+        assert!(reservation(&machine, &config, &Measured::default()).is_err());
     }
 }
