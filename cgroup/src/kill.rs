@@ -32,6 +32,17 @@ pub(crate) fn remove_group(hierarchy: &Hierarchy, group: &str, patience: Duratio
     Ok(())
 }
 
+/// Sends everything in and below `group` the signal that kills, once, and returns who was there. Thaws nothing.
+pub(crate) fn signal_all(hierarchy: &Hierarchy, group: &str) -> Result<BTreeSet<i32>> {
+    let dirs: Vec<CgroupDir> = hierarchy.every_dir(group).into_iter().filter(CgroupDir::exists).collect();
+    let pids = processes_below(&dirs)?;
+    for pid in &pids {
+        // Whoever ended meanwhile, or hangs in the kernel, is seen in the next round.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    Ok(pids)
+}
+
 /// Removes `group` wherever nothing lives in it or below it; kills nothing.
 pub(crate) fn remove_if_empty(hierarchy: &Hierarchy, group: &str) {
     for dir in hierarchy.every_dir(group) {
