@@ -1,0 +1,202 @@
+"""What a node under a hog looks like from outside: each probe asks through the API server on a schedule of its own, and a question
+that is not answered does not keep the next one from being asked. Standard library only."""
+
+import base64
+import importlib.util
+import json
+import os
+import socket
+import struct
+import threading
+import time
+import urllib.parse
+from datetime import datetime
+from pathlib import Path
+
+# The client of the tests beside K3s: the API with the administrator's certificate.
+_spec = importlib.util.spec_from_file_location("beside_lab", Path(__file__).resolve().parents[1] / "beside/lab.py")
+_beside = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_beside)
+Api = _beside.Api
+
+NAMESPACE = "/api/v1/namespaces/default"
+# Longer than any pass criterion, short enough that a cell ends.
+LIMIT = 30
+# Questions of one probe that may be open at once.
+OPEN = 20
+
+
+class Samples:
+    """Rows (series, second since the cell began, value, ok, note), from any thread."""
+
+    def __init__(self):
+        self.began, self.rows, self.lock = time.monotonic(), [], threading.Lock()
+
+    def now(self):
+        return time.monotonic() - self.began
+
+    def add(self, series, at, value, ok=True, note=""):
+        with self.lock:
+            self.rows.append((series, round(at, 3), round(value, 4), int(ok), note))
+
+    def of(self, series):
+        with self.lock:
+            return [row for row in self.rows if row[0] == series]
+
+
+def run_in_pod(api, pod, command, limit=LIMIT):
+    """Runs a command in a pod through the API server, as `kubectl exec` does; ends when it succeeded, else raises OSError."""
+    query = urllib.parse.urlencode([("command", word) for word in command] + [("stdout", "1"), ("stderr", "1")])
+    end = time.monotonic() + limit
+    with socket.create_connection((api.host, api.port), timeout=limit) as plain, api.tls.wrap_socket(plain, server_hostname=api.host) as link:
+        key = base64.b64encode(os.urandom(16)).decode()
+        link.sendall(f"GET {NAMESPACE}/pods/{pod}/exec?{query} HTTP/1.1\r\nHost: {api.host}:{api.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                     f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n".encode())
+        seen = bytearray()
+
+        def need(count):
+            while len(seen) < count:
+                link.settimeout(max(0.01, end - time.monotonic()))
+                more = link.recv(65536)
+                if not more:
+                    raise OSError("closed before the end")
+                seen.extend(more)
+            taken = bytes(seen[:count])
+            del seen[:count]
+            return taken
+
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += need(1)
+        if b" 101 " not in head.split(b"\r\n")[0]:
+            raise OSError(head.split(b"\r\n")[0].decode(errors="replace"))
+        while True:
+            first, length = need(2)
+            length &= 127
+            if length >= 126:
+                length = struct.unpack("!H" if length == 126 else "!Q", need(2 if length == 126 else 8))[0]
+            body = need(length)
+            if first & 15 == 8:
+                raise OSError("closed without a result")
+            if first & 15 in (1, 2) and body[:1] == b"\x03":
+                status = json.loads(body[1:])
+                if status.get("status") != "Success":
+                    raise OSError(status.get("message", "failed"))
+                return
+
+
+def ask(api, path, limit=LIMIT):
+    """The text of a GET; an OSError says what else came."""
+    link = api.connect(limit)
+    try:
+        link.request("GET", path)
+        answer = link.getresponse()
+        text = answer.read().decode(errors="replace")
+    finally:
+        link.close()
+    if answer.status != 200:
+        raise OSError(f"{answer.status} {text[:200]}")
+    return text
+
+
+def moment(text):
+    """Seconds since 1970 of a Kubernetes time."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+class Probes:
+    """The probes of one cell; `target` is the pod that is asked to do things."""
+
+    def __init__(self, api, node, target, samples):
+        self.api, self.node, self.target, self.samples = api, node, target, samples
+        self.over, self.threads = threading.Event(), []
+        self.scrapes = []  # (second, text)
+
+    def start(self):
+        for work in (self._lease, self._ready,
+                     lambda: self._each("exec", 2, lambda: run_in_pod(self.api, self.target, ["true"])),
+                     lambda: self._each("logs", 2, lambda: ask(self.api, f"{NAMESPACE}/pods/{self.target}/log?tailLines=1")),
+                     lambda: self._each("scrape", 5, self._scrape)):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            self.threads.append(thread)
+
+    def stop(self):
+        """Ends the probes; what is still unanswered is noted by its own limit."""
+        self.over.set()
+        end = time.monotonic() + LIMIT + 5
+        for thread in self.threads:
+            thread.join(max(0, end - time.monotonic()))
+
+    def _each(self, series, period, question):
+        waiting, room = [], threading.Semaphore(OPEN)
+        due = time.monotonic()
+        while not self.over.wait(max(0, due - time.monotonic())):
+            due += period
+            if not room.acquire(blocking=False):
+                self.samples.add(series, self.samples.now(), LIMIT, False, "too many unanswered")
+                continue
+            thread = threading.Thread(target=self._one, args=(series, question, room), daemon=True)
+            thread.start()
+            waiting.append(thread)
+        for thread in waiting:
+            thread.join(LIMIT + 1)
+
+    def _one(self, series, question, room):
+        at, note = self.samples.now(), ""
+        try:
+            question()
+        except (OSError, ValueError) as error:
+            note = str(error)[:200] or type(error).__name__
+        self.samples.add(series, at, self.samples.now() - at, not note, note)
+        room.release()
+
+    def _scrape(self):
+        at = self.samples.now()
+        self.scrapes.append((at, ask(self.api, f"/api/v1/nodes/{self.node}/proxy/metrics")))
+
+    def _lease(self):
+        """Each renewal when the server has it: value is the gap since the one before."""
+        path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+        last, renewed = None, None
+        while not self.over.is_set():
+            try:
+                lease = self.api.get(f"{path}/{self.node}")
+            except OSError:
+                lease = None
+            # Ten looks a second at a server on this machine: exact enough for gaps of seconds, and no watch that could break.
+            if lease and lease["spec"].get("renewTime") != renewed:
+                now, said = self.samples.now(), lease["spec"].get("renewTime")
+                if last is not None:
+                    self.samples.add("lease_gap", now, now - last, note=f"{moment(said) - moment(renewed):.3f} by the node's clock")
+                last, renewed = now, said
+            self.over.wait(0.1)
+        if last is not None:
+            self.samples.add("lease_open", self.samples.now(), self.samples.now() - last, note="since the last renewal")
+
+    def _ready(self):
+        """Each change of a condition of the node: value is 1 for True."""
+        seen = {}
+        while not self.over.is_set():
+            try:
+                node = self.api.get(f"/api/v1/nodes/{self.node}")
+            except OSError:
+                node = None
+            for condition in (node or {}).get("status", {}).get("conditions", []):
+                kind, status = condition["type"], condition["status"]
+                if seen.get(kind) != status:
+                    self.samples.add(f"node_{kind}", self.samples.now(), status == "True", status != "Unknown", condition.get("reason", ""))
+                    seen[kind] = status
+            self.over.wait(1)
+
+
+def time_until_gone(api, pod, limit=120):
+    """Seconds from a DELETE with a second's grace until the pod is gone, or None; never raises for a slow node."""
+    began = time.monotonic()
+    api.ask("DELETE", f"{NAMESPACE}/pods/{pod}", {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 1})
+    while time.monotonic() - began < limit:
+        status, _ = api.ask("GET", f"{NAMESPACE}/pods/{pod}")
+        if status == 404:
+            return time.monotonic() - began
+        time.sleep(0.1)
+    return None
