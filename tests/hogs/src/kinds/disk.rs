@@ -1,22 +1,39 @@
 //! A file system with no space, and one with no inodes.
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Failed, noise};
 use crate::report::Run;
 
 /// Files in one directory.
 const DIRECTORY: u64 = 1000;
+/// Space taken at once, at first.
+const PIECE: u64 = 256 << 20;
 
-/// Writes until there is no space, to the last block, and keeps trying. What was written stays, as it would.
+/// Takes space in large pieces without writing to it, as that would take a card minutes, then writes until there is not a
+/// block left, and keeps trying. What was taken stays, as it would.
 pub(crate) fn fill(run: &Run) -> Result<(), Failed> {
     let limit = run.arguments.bytes.unwrap_or(u64::MAX);
     let block = noise(1 << 20);
     let path = run.arguments.dir.join("hog-disk");
     let mut file = File::create(&path).map_err(|error| begins_with(&path, &error))?;
     let (mut length, mut written) = (block.len(), 0u64);
+    let mut piece = PIECE;
+    while piece >= block.len() as u64 && !run.is_over() {
+        if written + piece <= limit && take(&file, written, piece).is_ok() {
+            written += piece;
+            run.did(piece);
+            run.holds(written);
+        } else {
+            piece /= 2;
+        }
+    }
+    file.seek(std::io::SeekFrom::Start(written)).map_err(|error| begins_with(&path, &error))?;
     while !run.is_over() {
         if written >= limit {
             run.wait_for_end();
@@ -39,6 +56,12 @@ pub(crate) fn fill(run: &Run) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// Space without contents; a file system that cannot give it has it written instead.
+fn take(file: &File, from: u64, length: u64) -> Result<(), Errno> {
+    let offset = |value: u64| i64::try_from(value).map_err(|_| Errno::EFBIG);
+    fallocate(file, FallocateFlags::empty(), offset(from)?, offset(length)?)
 }
 
 /// Empty files until there are `--count`, or no more can be made.
