@@ -1,0 +1,553 @@
+//! The governor's hands and eyes on a fake cgroup file system.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+#[path = "../../tests/fakes/cgroupfs.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod cgroupfs;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cgroup::governor::{
+    Action, Actuator, ActuatorOptions, Done, Features, Inputs, IoLimits, Knob, PodFacts, PodReader, Reasserted, Scopes, Sensor,
+    SensorOptions, Setting, Stall, Target, Triggers, recover,
+};
+use cgroup::{Driver, Hierarchy, PodTree, QosClass};
+use cgroupfs::{FakeCgroupfs, Kind};
+use proptest::prelude::*;
+
+const MIB: u64 = 1 << 20;
+const DISK: &str = "179:0";
+
+/// A machine with all classes and a pod in each, its tree and a directory for the ledger.
+struct Machine {
+    fake: FakeCgroupfs,
+    tree: PodTree,
+    run: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new(kind: Kind) -> Machine {
+        let fake = FakeCgroupfs::new(kind);
+        fake.group("/edge").group("/edge/agent").group("/edge/containerd");
+        let tree = PodTree::new(Hierarchy::detect_in(&fake.proc_root()).unwrap(), "/edge", Driver::Cgroupfs).unwrap();
+        fake.group(&tree.kubepods());
+        for qos in QosClass::ALL {
+            fake.group(&tree.class(qos));
+            let pod = tree.cgroup_parent(uid(qos), qos).unwrap();
+            fake.group(&pod);
+            if kind == Kind::V2 {
+                fake.set("unified", &pod, "cgroup.events", "populated 1\nfrozen 1");
+                fake.set("unified", &pod, "memory.current", "104857600");
+            }
+        }
+        Machine { fake, tree, run: tempfile::tempdir().unwrap() }
+    }
+
+    fn actuator(&self) -> Actuator {
+        Actuator::new(self.tree.clone(), ActuatorOptions { disk: Some(DISK.into()), run_dir: self.run.path().into() })
+    }
+
+    fn group(&self, target: &Target) -> String {
+        match target {
+            Target::Pod { uid, qos } => self.tree.cgroup_parent(uid, *qos).unwrap(),
+            Target::BestEffort => self.tree.class(QosClass::BestEffort),
+            Target::Burstable => self.tree.class(QosClass::Burstable),
+            Target::Kubepods => self.tree.kubepods(),
+        }
+    }
+
+    fn get(&self, target: &Target, file: &str) -> String {
+        self.fake.get("unified", &self.group(target), file)
+    }
+
+    fn set(&self, target: &Target, file: &str, value: &str) {
+        self.fake.set("unified", &self.group(target), file, value);
+    }
+
+    fn ledger(&self) -> std::path::PathBuf {
+        self.run.path().join("governor.json")
+    }
+
+    /// What every knob of every group holds. An ordinary file keeps a line of `io.max` that the kernel would drop.
+    fn knobs(&self) -> BTreeMap<(Target, Knob), String> {
+        let mut all = BTreeMap::new();
+        for target in targets() {
+            for knob in Knob::ALL {
+                let text = self.get(&target, knob.file());
+                let none = format!("{DISK} rbps=max wbps=max riops=max wiops=max");
+                all.insert((target.clone(), knob), if text == none { String::new() } else { text });
+            }
+        }
+        all
+    }
+}
+
+fn uid(qos: QosClass) -> &'static str {
+    match qos {
+        QosClass::Guaranteed => "aaaa-1",
+        QosClass::Burstable => "bbbb-2",
+        QosClass::BestEffort => "cccc-3",
+    }
+}
+
+fn pod(qos: QosClass) -> Target {
+    Target::Pod { uid: uid(qos).into(), qos }
+}
+
+fn targets() -> Vec<Target> {
+    let mut all = vec![Target::Kubepods, Target::Burstable, Target::BestEffort];
+    all.extend(QosClass::ALL.map(pod));
+    all
+}
+
+fn set(target: &Target, setting: Setting) -> Action {
+    Action::Set { target: target.clone(), setting }
+}
+
+fn restore(target: &Target, knob: Knob) -> Action {
+    Action::Restore { target: target.clone(), knob }
+}
+
+/// The kernel's attribute is dropped from every group, as if it had refused it.
+fn drop_attributes(machine: &Machine) {
+    for target in targets() {
+        let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();
+        for knob in Knob::ALL {
+            let _ = rustix::fs::removexattr(dir.path(), format!("trusted.edge_agent.orig.{}", knob.file()));
+        }
+    }
+}
+
+fn attributes_work(machine: &Machine) -> bool {
+    let dir = machine.tree.hierarchy().unified_dir("/edge").unwrap();
+    let works = rustix::fs::setxattr(dir.path(), "trusted.edge_agent.test", b"1", rustix::fs::XattrFlags::empty()).is_ok();
+    if !works {
+        eprintln!("\nSKIP cgroup::attributes: this user or file system has no trusted extended attributes; the ledger stands in");
+    }
+    works
+}
+
+#[test]
+fn every_setting_is_written_kept_and_restored() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let limits = IoLimits { rbps: 1000, wbps: 2000, riops: 30, wiops: 40 };
+    let target = pod(QosClass::Burstable);
+    machine.set(&target, "cpu.weight", "39");
+    let before = machine.knobs();
+    for (setting, found) in [
+        (Setting::MemoryHigh(256 * MIB), "268435456"),
+        (Setting::MemoryHigh(64 * MIB), "67108864"),
+        (Setting::SwapMax(0), "0"),
+        (Setting::CpuMax(20_000), "20000 100000"),
+        (Setting::CpuIdle, "1"),
+        (Setting::IoMax(limits), "179:0 rbps=1000 wbps=2000 riops=30 wiops=40"),
+        (Setting::Freeze, "1"),
+    ] {
+        let done = hands.apply(&set(&target, setting)).unwrap();
+        assert!(matches!(&done, Done::Set { now, settled: true, .. } if now == found), "{setting:?}: {done:?}");
+        assert_eq!(machine.get(&target, setting.knob().file()), found);
+    }
+    assert_eq!(hands.held().len(), 6);
+    let listed = std::fs::read_to_string(machine.ledger()).unwrap();
+    assert!(listed.contains("cgroup.freeze") || listed.contains("\"Freeze\""), "{listed}");
+    // As idling does in the kernel.
+    machine.set(&target, "cpu.weight", "100");
+    assert_eq!(hands.reassert(), Reasserted::default());
+    for knob in Knob::ALL {
+        assert!(matches!(hands.apply(&restore(&target, knob)).unwrap(), Done::Restored { .. }));
+        assert_eq!(hands.apply(&restore(&target, knob)).unwrap(), Done::Nothing);
+    }
+    assert_eq!(machine.knobs(), before);
+    assert_eq!(machine.get(&target, "cpu.weight"), "39", "the weight that idling loses");
+    assert_eq!(hands.held(), []);
+    assert!(!machine.ledger().exists());
+}
+
+#[test]
+fn what_somebody_else_writes_meanwhile_comes_back_later_and_ours_holds_until_then() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let target = Target::BestEffort;
+    hands.apply(&set(&target, Setting::MemoryHigh(100 * MIB))).unwrap();
+    hands.apply(&set(&target, Setting::CpuMax(25_000))).unwrap();
+    hands.apply(&set(&pod(QosClass::BestEffort), Setting::Freeze)).unwrap();
+    machine.set(&target, "memory.high", "734003200");
+    machine.set(&pod(QosClass::BestEffort), "cgroup.freeze", "0");
+    assert_eq!(hands.reassert(), Reasserted { overwritten: 2, ..Reasserted::default() });
+    assert_eq!(hands.reassert(), Reasserted::default());
+    assert_eq!(machine.get(&target, "memory.high"), "104857600");
+    assert_eq!(machine.get(&pod(QosClass::BestEffort), "cgroup.freeze"), "1");
+    // Between two looks too, by the next step of the ladder and by its end.
+    machine.set(&target, "memory.high", "367001600");
+    hands.apply(&set(&target, Setting::MemoryHigh(110 * MIB))).unwrap();
+    machine.set(&target, "cpu.max", "50000 100000");
+    hands.apply(&restore(&target, Knob::CpuMax)).unwrap();
+    for done in hands.release_all() {
+        done.unwrap();
+    }
+    assert_eq!(machine.get(&target, "memory.high"), "367001600");
+    assert_eq!(machine.get(&target, "cpu.max"), "50000 100000");
+    assert_eq!(machine.get(&pod(QosClass::BestEffort), "cgroup.freeze"), "0");
+}
+
+#[test]
+fn a_release_from_outside_is_noticed() {
+    let machine = Machine::new(Kind::V2);
+    for with_attributes in [attributes_work(&machine), false] {
+        let mut hands = machine.actuator();
+        let target = pod(QosClass::BestEffort);
+        hands.apply(&set(&target, Setting::Freeze)).unwrap();
+        hands.apply(&set(&target, Setting::SwapMax(MIB))).unwrap();
+        let undone = recover(&machine.tree, machine.run.path());
+        assert_eq!((undone.undone.len(), undone.failed.len()), (2, 0), "{undone:?}");
+        assert_eq!(undone.undone[0].knob, Knob::Freeze, "what holds tasks still comes first");
+        assert_eq!(machine.get(&target, "cgroup.freeze"), "0");
+        if with_attributes {
+            // A new entry brings the file back; the old ones stay released.
+            hands.apply(&set(&target, Setting::CpuIdle)).unwrap();
+            assert_eq!(hands.reassert(), Reasserted { released: 2, ..Reasserted::default() });
+            assert_eq!(hands.held().len(), 1);
+            hands.apply(&restore(&target, Knob::CpuIdle)).unwrap();
+        } else {
+            assert_eq!(hands.reassert().released, 2);
+        }
+        assert_eq!(machine.get(&target, "memory.swap.max"), "max");
+        assert_eq!(recover(&machine.tree, machine.run.path()).undone, []);
+    }
+}
+
+#[test]
+fn the_ledger_alone_is_enough_where_it_is_still_true() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let (first, second) = (pod(QosClass::Burstable), pod(QosClass::BestEffort));
+    hands.apply(&set(&first, Setting::CpuMax(10_000))).unwrap();
+    hands.apply(&set(&second, Setting::CpuMax(10_000))).unwrap();
+    drop(hands);
+    drop_attributes(&machine);
+    machine.set(&second, "cpu.max", "90000 100000");
+    let found = recover(&machine.tree, machine.run.path());
+    assert_eq!(found.undone.len(), 1, "{found:?}");
+    assert_eq!(machine.get(&first, "cpu.max"), "max 100000");
+    assert_eq!(machine.get(&second, "cpu.max"), "90000 100000", "somebody else's since");
+    assert!(!machine.ledger().exists());
+}
+
+#[test]
+fn a_group_that_ends_takes_its_entries_along() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let target = pod(QosClass::BestEffort);
+    hands.apply(&set(&target, Setting::Freeze)).unwrap();
+    hands.apply(&set(&target, Setting::SwapMax(0))).unwrap();
+    hands.apply(&set(&Target::BestEffort, Setting::CpuIdle)).unwrap();
+    let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    for action in [
+        restore(&target, Knob::Freeze),
+        set(&target, Setting::CpuMax(1)),
+        Action::Kill { target: target.clone() },
+        Action::Reclaim { target: target.clone(), bytes: MIB, files_only: true },
+    ] {
+        assert_eq!(hands.apply(&action).unwrap(), Done::Gone, "{action:?}");
+    }
+    assert_eq!(hands.held().len(), 1);
+    assert_eq!(recover(&machine.tree, machine.run.path()).undone.len(), 1);
+}
+
+#[test]
+fn a_killed_pod_is_thawed_and_one_that_is_evicted_is_not_ours() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let target = pod(QosClass::BestEffort);
+    hands.apply(&set(&target, Setting::Freeze)).unwrap();
+    assert_eq!(hands.apply(&Action::Kill { target: target.clone() }).unwrap(), Done::Killed);
+    assert_eq!(machine.get(&target, "cgroup.kill"), "1");
+    assert_eq!(machine.get(&target, "cgroup.freeze"), "0");
+    let evict = Action::Evict { target: target.clone(), grace: Duration::ZERO };
+    assert_eq!(hands.apply(&evict).unwrap(), Done::LeftToCaller);
+    // Without cgroup.kill the (empty) group is held still, signalled and let go.
+    let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();
+    std::fs::remove_file(dir.path().join("cgroup.kill")).unwrap();
+    assert_eq!(hands.apply(&Action::Kill { target: target.clone() }).unwrap(), Done::Killed);
+    assert_eq!(machine.get(&target, "cgroup.freeze"), "0");
+}
+
+#[test]
+fn reclaim_asks_in_pieces_and_for_files_only_where_the_kernel_can() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let target = pod(QosClass::BestEffort);
+    assert_eq!(hands.apply(&Action::Reclaim { target: target.clone(), bytes: 5 * MIB, files_only: true }).unwrap(), Done::Begun);
+    until("the last piece asked for", || machine.get(&target, "memory.reclaim") == "1048576 swappiness=0");
+    assert_eq!(hands.apply(&Action::Reclaim { target: target.clone(), bytes: 3 * MIB, files_only: false }).unwrap(), Done::Begun);
+    until("asked for anything", || machine.get(&target, "memory.reclaim").starts_with("3145728"));
+    let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();
+    std::fs::remove_file(dir.path().join("memory.reclaim")).unwrap();
+    let error = hands.apply(&Action::Reclaim { target, bytes: MIB, files_only: true }).unwrap_err();
+    assert!(error.to_string().contains("memory.reclaim"), "{error}");
+}
+
+#[test]
+fn a_disk_that_is_not_known_and_v1_are_refused_with_words_and_nothing_is_held() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = Actuator::new(machine.tree.clone(), ActuatorOptions { disk: None, run_dir: machine.run.path().into() });
+    let limits = Setting::IoMax(IoLimits::FLOOR);
+    assert!(hands.apply(&set(&Target::Kubepods, limits)).unwrap_err().to_string().contains("disk of the pods is not known"));
+    assert_eq!(hands.held(), []);
+    for kind in [Kind::Hybrid, Kind::V1] {
+        let machine = Machine::new(kind);
+        let mut hands = machine.actuator();
+        for setting in [Setting::MemoryHigh(MIB), Setting::SwapMax(0), Setting::CpuMax(1), Setting::CpuIdle, limits] {
+            let error = hands.apply(&set(&Target::Kubepods, setting)).unwrap_err().to_string();
+            assert!(error.contains("cgroup v2 only"), "{kind:?} {setting:?}: {error}");
+        }
+        assert!(hands.apply(&set(&Target::Kubepods, Setting::Freeze)).is_err());
+        assert_eq!(hands.held(), []);
+        assert_eq!(hands.reassert(), Reasserted::default());
+        assert_eq!(recover(&machine.tree, machine.run.path()).undone, []);
+        assert!(Features::probe(machine.tree.hierarchy(), "/edge", Some(DISK)).missing().contains(&"memory.high"));
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Do(Action),
+    SomebodyWrites(Target, Knob, &'static str),
+}
+
+fn any_target() -> impl Strategy<Value = Target> {
+    proptest::sample::select(targets())
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let io = (1u64..9).prop_map(|n| Setting::IoMax(IoLimits { rbps: n * MIB, wbps: n * MIB, riops: 50 * n, wiops: 50 * n }));
+    let setting = prop_oneof![
+        (1u64..400).prop_map(|n| Setting::MemoryHigh(n * MIB)),
+        (0u64..9).prop_map(|n| Setting::SwapMax(n * MIB)),
+        (1u64..9).prop_map(|n| Setting::CpuMax(n * 10_000)),
+        Just(Setting::CpuIdle),
+        io,
+        Just(Setting::Freeze),
+    ];
+    let knob = proptest::sample::select(Knob::ALL.to_vec());
+    let others = proptest::sample::select(vec![
+        (Knob::MemoryHigh, "700000000256"),
+        (Knob::MemoryHigh, "max"),
+        (Knob::SwapMax, "300000000256"),
+        (Knob::CpuMax, "12345 100000"),
+        (Knob::IoMax, "179:0 rbps=7 wbps=max riops=max wiops=max"),
+    ]);
+    prop_oneof![
+        6 => (any_target(), setting).prop_map(|(target, setting)| Op::Do(set(&target, setting))),
+        3 => (any_target(), knob).prop_map(|(target, knob)| Op::Do(restore(&target, knob))),
+        1 => any_target().prop_map(|target| Op::Do(Action::Kill { target })),
+        2 => (any_target(), others).prop_map(|(target, (knob, text))| Op::SomebodyWrites(target, knob, text)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whether the governor lives and releases, is killed and another one recovers, or only its ledger is left.
+    #[test]
+    fn whatever_was_done_is_undone(ops in proptest::collection::vec(any_op(), 1..14), end in 0..3) {
+        let machine = Machine::new(Kind::V2);
+        for class in [Target::Kubepods, Target::Burstable, Target::BestEffort] {
+            machine.set(&class, "cgroup.events", "populated 1\nfrozen 1");
+        }
+        let mut wanted = machine.knobs();
+        let mut hands = machine.actuator();
+        for op in ops {
+            match op {
+                Op::Do(action) => {
+                    hands.apply(&action).unwrap();
+                }
+                Op::SomebodyWrites(target, knob, text) => {
+                    machine.set(&target, knob.file(), text);
+                    wanted.insert((target, knob), text.to_owned());
+                    hands.reassert();
+                }
+            }
+        }
+        match end {
+            0 => hands.release_all().into_iter().for_each(|done| drop(done.unwrap())),
+            other => {
+                drop(hands);
+                if other == 2 {
+                    drop_attributes(&machine);
+                }
+                let found = recover(&machine.tree, machine.run.path());
+                prop_assert!(found.failed.is_empty(), "{:?}", found);
+            }
+        }
+        prop_assert_eq!(machine.knobs(), wanted);
+        prop_assert!(!machine.ledger().exists());
+        let again = recover(&machine.tree, machine.run.path());
+        prop_assert_eq!(again.undone, vec![]);
+    }
+}
+
+fn sensor(machine: &Machine, sys_root: &Path) -> Sensor {
+    let scopes = Scopes::of(&machine.tree, "/edge/agent", "/edge/containerd");
+    Sensor::new(
+        machine.tree.hierarchy(),
+        &scopes,
+        &SensorOptions { sys_root: sys_root.to_owned(), state_dir: machine.run.path().to_owned() },
+    )
+}
+
+fn psi(some: u64, full: u64) -> String {
+    format!("some avg10=1.00 avg60=0.00 avg300=0.00 total={some}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total={full}")
+}
+
+#[test]
+fn a_reading_is_what_the_files_say() {
+    let machine = Machine::new(Kind::V2);
+    let proc_root = machine.fake.proc_root();
+    let sys = tempfile::tempdir().unwrap();
+    let write = |root: &Path, file: &str, text: &str| {
+        let path = root.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(&proc_root, "pressure/memory", &psi(5, 3));
+    write(&proc_root, "pressure/cpu", "some avg10=1.00 avg60=0.00 avg300=0.00 total=77\n");
+    write(&proc_root, "meminfo", "MemTotal: 1000 kB\nMemAvailable:  600 kB\nSwapTotal: 300 kB\nSwapFree: 100 kB\n");
+    write(&proc_root, "vmstat", "nr_free_pages 1\npswpin 12\npswpout 9\nworkingset_refault_file 34\n");
+    write(&proc_root, "loadavg", "0.20 0.18 0.12 1/812 11206\n");
+    write(&proc_root, "sys/kernel/threads-max", "3317\n");
+    write(&proc_root, "sys/net/netfilter/nf_conntrack_count", "50\n");
+    write(&proc_root, "sys/net/netfilter/nf_conntrack_max", "200\n");
+    write(sys.path(), "block/zram0/mm_stat", "  4096   74 12288        0    12288        0        0        0        0\n");
+    for (group, file, value) in [
+        ("/edge/agent", "memory.current", "1000"),
+        ("/edge/agent", "memory.stat", "anon 1\nworkingset_refault_anon 3\nworkingset_refault_file 4\n"),
+        ("/edge/agent", "memory.pressure", &psi(11, 0)),
+        ("/edge/containerd", "memory.swap.current", "2000"),
+        ("/edge/kubepods", "pids.current", "40"),
+        ("/edge/kubepods", "pids.max", "50"),
+        ("/edge/kubepods", "memory.events", "low 0\nhigh 9\nmax 0\noom 0\noom_kill 2"),
+        ("/edge/kubepods/burstable", "memory.events.local", "low 0\nhigh 7\nmax 6\noom 0\noom_kill 0"),
+        ("/edge/kubepods/besteffort", "io.pressure", &psi(21, 20)),
+    ] {
+        machine.fake.set("unified", group, file, value);
+    }
+    let mut sensor = sensor(&machine, sys.path());
+    let inputs = Inputs { heartbeat_lag: Duration::from_millis(3), frequency: Some(0.5), undervoltage: true, ..Inputs::default() };
+    let first = sensor.read(inputs);
+    assert_eq!(first.node.memory, Some(Stall { some_us: 5, full_us: 3 }));
+    assert_eq!(first.node.cpu, Some(Stall { some_us: 77, full_us: 0 }));
+    assert_eq!(first.node.io, None);
+    assert_eq!((first.agent.memory, first.agent.refaults), (1000, 7));
+    assert_eq!(first.agent.stalls.memory, Some(Stall { some_us: 11, full_us: 0 }));
+    assert_eq!(first.runtime.swap, 2000);
+    assert_eq!((first.kubepods.tasks, first.kubepods.tasks_max, first.kubepods.oom_kills), (40, Some(50), 2));
+    assert_eq!((first.burstable.high_events, first.burstable.max_events), (7, 6));
+    assert_eq!(first.best_effort.stalls.io, Some(Stall { some_us: 21, full_us: 20 }));
+    assert_eq!((first.available, first.swap_total, first.swap_used, first.zram), (600 << 10, 300 << 10, 200 << 10, 12_288));
+    assert_eq!((first.swapped_in, first.file_refaults, first.tasks, first.tasks_max), (12, 34, 812, 3317));
+    assert_eq!(first.conntrack, 0.25);
+    assert!((0.0..=1.0).contains(&first.disk) && first.disk > 0.0, "{}", first.disk);
+    assert_eq!((first.heartbeat_lag, first.frequency, first.undervoltage), (Duration::from_millis(3), Some(0.5), true));
+
+    machine.fake.set("unified", "/edge/agent", "memory.current", "5000");
+    let second = sensor.read(Inputs::default());
+    assert!(second.at > first.at);
+    assert_eq!((second.agent.memory, second.conntrack), (5000, 0.25));
+}
+
+#[test]
+fn a_machine_without_any_of_it_is_read_too() {
+    for kind in [Kind::Hybrid, Kind::V1] {
+        let machine = Machine::new(kind);
+        let sample = sensor(&machine, Path::new("/nonexistent")).read(Inputs::default());
+        assert_eq!(sample.agent, Default::default(), "{kind:?}");
+        assert_eq!(sample.node.memory, None);
+        assert_eq!(PodReader::new(machine.tree.clone()).read(&facts()), []);
+        let scopes = Scopes::of(&machine.tree, "/edge/agent", "/edge/containerd");
+        let mut triggers = Triggers::new(&machine.tree, &scopes).unwrap();
+        triggers.watch_pods([("aaaa-1", QosClass::Guaranteed)]);
+        assert_eq!(triggers.armed(), 0);
+        let wake = triggers.wait(Duration::from_millis(1));
+        assert_eq!((wake.events.len(), wake.woken), (0, false));
+    }
+}
+
+#[test]
+fn another_thread_ends_a_wait() {
+    let machine = Machine::new(Kind::V1);
+    let scopes = Scopes::of(&machine.tree, "/edge/agent", "/edge/containerd");
+    let mut triggers = Triggers::new(&machine.tree, &scopes).unwrap();
+    let waker = triggers.waker();
+    let other = std::thread::spawn(move || {
+        waker.wake();
+        waker.wake();
+    });
+    let start = Instant::now();
+    assert!(triggers.wait(Duration::from_secs(20)).woken);
+    assert!(start.elapsed() < Duration::from_secs(10));
+    other.join().unwrap();
+    triggers.wait(Duration::ZERO);
+    assert!(!triggers.wait(Duration::from_millis(1)).woken, "several calls are one");
+}
+
+fn facts() -> Vec<PodFacts> {
+    QosClass::ALL.map(|qos| PodFacts { uid: uid(qos).into(), qos, ..PodFacts::default() }).into()
+}
+
+#[test]
+fn pods_are_read_and_those_without_a_group_left_out() {
+    let machine = Machine::new(Kind::V2);
+    let target = pod(QosClass::Burstable);
+    for (file, value) in [
+        ("memory.current", "9000"),
+        ("memory.swap.current", "800"),
+        ("memory.high", "10000"),
+        (
+            "memory.stat",
+            "anon 1000\nfile 5000\nkernel 300\nshmem 200\nslab 99\nworkingset_refault_anon 1\nworkingset_refault_file 2\npgscan 4",
+        ),
+        ("memory.pressure", &psi(55, 5)),
+        ("io.stat", "179:0 rbytes=5 wbytes=70 rios=1 wios=1 dbytes=0 dios=0\n8:0 rbytes=1 wbytes=7"),
+        ("cpu.stat", "usage_usec 123\nuser_usec 100"),
+        ("pids.current", "6"),
+        ("pids.events", "max 8"),
+        ("cgroup.freeze", "1"),
+    ] {
+        machine.set(&target, file, value);
+    }
+    let mut reader = PodReader::new(machine.tree.clone());
+    let mut facts = facts();
+    facts.push(PodFacts { uid: "dddd-4".into(), ..PodFacts::default() });
+    let found = reader.read(&facts);
+    assert_eq!(found.iter().map(|pod| pod.facts.uid.as_str()).collect::<Vec<_>>(), ["aaaa-1", "bbbb-2", "cccc-3"]);
+    let used = found[1].used;
+    assert_eq!((used.memory, used.relief, used.swap, used.high), (9000, 1500, 800, Some(10_000)));
+    assert_eq!((used.memory_stall_us, used.thrash, used.written), (55, 7, 77));
+    assert_eq!((used.cpu_us, used.tasks, used.fork_failures, used.frozen), (123, 6, 8, true));
+    assert_eq!((found[0].used.high, found[0].used.frozen), (None, false));
+
+    // Removed and made again: another directory of that name.
+    machine.set(&target, "memory.stat", "anon 1\nslab 7\nkernel_stack 2\nshmem 0");
+    let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    assert_eq!(reader.read(&facts).len(), 2);
+    machine.fake.group(&machine.group(&target));
+    machine.set(&target, "memory.current", "17");
+    machine.set(&target, "memory.stat", "anon 1\nslab 7\nkernel_stack 2\nshmem 0");
+    let found = reader.read(&facts);
+    assert_eq!((found[1].used.memory, found[1].used.relief), (17, 10), "and the kernel's memory as older kernels tell it");
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "still not: {what}");
+        std::thread::yield_now();
+    }
+}
