@@ -1,10 +1,12 @@
 //! The sacred thread: renews the node lease and runs the sockets of the tunnel links.
 //!
 //! It has an OS thread, a runtime and an API connection of its own. No file is touched and no lock shared with the rest is
-//! taken here, so that a slow card, a full disk or a busy pod cannot cost the node its lease. systemd's watchdog is fed
-//! here too, after each finished attempt.
+//! held or waited for across work here, so that a slow card, a full disk or a busy pod cannot cost the node its lease: metrics are
+//! atomics, logs and systemd's watchdog are sockets that drop what finds no room, names are looked up by another thread. What is left is
+//! the allocator's lock and the moment in which a channel's value is replaced. The watchdog is fed after each finished attempt.
 
 mod lag;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::client::Resumption;
 use tunnel::ServerAddr;
 use tunnel::link::{LinksOptions, run_links};
 use tunnel::traffic::Traffic;
@@ -25,9 +28,11 @@ use crate::api::servers::Servers;
 use crate::api::{Client, Error};
 use crate::clock;
 use crate::config::LEASE;
+use crate::hot;
 use crate::metrics::{LeaseFailure, Metrics};
 
 pub use lag::Lag;
+use watchdog::Watchdog;
 
 /// After a failed one.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -68,24 +73,44 @@ impl Heartbeat {
         std::thread::Builder::new()
             .name("heartbeat".to_owned())
             .stack_size(2 << 20)
-            .spawn(move || runtime.block_on(self.run()))
+            .spawn(move || {
+                hot::enter("heartbeat");
+                runtime.block_on(self.run());
+            })
             .context("starting the heartbeat thread")
     }
 
     async fn run(self) {
         let mut stop = self.stop.clone();
+        let (tls, own_tls) = watch::channel(own_sessions(&self.tls.borrow()));
+        let tls = follow_tls(self.tls.clone(), tls);
         let settings = Settings { deadline: DEADLINE, keep_alive: None, code_only: true };
-        let client = Client::new(Servers::new(&self.configured, self.servers.clone(), self.tls.clone()).counted(self.traffic), settings);
+        let client = Client::new(Servers::new(&self.configured, self.servers.clone(), own_tls).counted(self.traffic), settings);
         // A server whose tunnel is lost is no place to renew the lease.
         let health = crate::app::follow_links(self.links.states.subscribe(), None, vec![client.clone()]);
         let links = run_links(self.servers, self.links);
         let lag = watch_lag(Arc::clone(&self.metrics));
         let lease = Lease { client, name: self.node_name, uid: self.node_uid, metrics: self.metrics, every: self.lease_every };
         tokio::select! {
-            () = async { tokio::join!(links, lease.keep(), health, lag); } => {}
+            () = async { tokio::join!(links, lease.keep(), health, lag, tls); } => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
     }
+}
+
+/// The identity with a store of TLS sessions for this thread alone: the store is behind a lock.
+fn own_sessions(shared: &ClientConfig) -> Arc<ClientConfig> {
+    let mut own = shared.clone();
+    own.resumption = Resumption::in_memory_sessions(16);
+    Arc::new(own)
+}
+
+async fn follow_tls(mut shared: watch::Receiver<Arc<ClientConfig>>, own: watch::Sender<Arc<ClientConfig>>) {
+    while shared.changed().await.is_ok() {
+        let now = own_sessions(&shared.borrow_and_update());
+        own.send_replace(now);
+    }
+    std::future::pending().await
 }
 
 /// Wakes for nothing else than to see how late it is.
@@ -108,7 +133,8 @@ struct Lease {
 
 impl Lease {
     async fn keep(mut self) {
-        let watchdog = sd_notify::watchdog_enabled().is_some();
+        let watchdog = Watchdog::of_unit();
+        let mut warm = false;
         let mut failures = 0u32;
         loop {
             let began = Instant::now();
@@ -135,17 +161,30 @@ impl Lease {
                     AGAIN
                 }
             };
-            if watchdog {
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            watchdog.feed();
+            if !warm {
+                // Dialled, shaken hands, written and read: what this thread needs was used once.
+                warm = true;
+                self.keep_pages();
             }
             let planned = Instant::now() + wait;
             while let Some(rest) = planned.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
                 // systemd waits 20 s, a metered node that long between renewals.
                 tokio::time::sleep(rest.min(FEED)).await;
-                if watchdog && rest > FEED {
-                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                if watchdog.is_there() && rest > FEED {
+                    watchdog.feed();
                 }
             }
+        }
+    }
+
+    fn keep_pages(&self) {
+        match hot::keep_pages() {
+            Ok(kept) => {
+                tracing::debug!(?kept, "pages in use stay in memory");
+                self.metrics.governor().memory_locked(true);
+            }
+            Err(error) => tracing::warn!(%error, "pages in use may be taken away; give the agent LimitMEMLOCK=64M or CAP_IPC_LOCK"),
         }
     }
 

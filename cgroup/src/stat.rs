@@ -191,6 +191,60 @@ fn node_oom_kills(hierarchy: &Hierarchy) -> Option<u64> {
     keyed(&text, "oom_kill")?.ok()
 }
 
+/// What a group lost, and how near it is to its limits. What the kernel does not offer is `None`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Swap in use, bytes.
+    pub swap: Option<u64>,
+    /// Pages of files that were read again after they had been taken away.
+    pub refaults: Option<u64>,
+    /// How often each limit of its memory was met; v2 only.
+    pub events: Option<MemoryEvents>,
+    /// The most tasks; `None` without a limit, too.
+    pub tasks_max: Option<u64>,
+}
+
+/// `memory.events`: of the group and all below it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryEvents {
+    pub low: u64,
+    pub high: u64,
+    pub max: u64,
+    pub oom: u64,
+    pub oom_kill: u64,
+}
+
+/// Reads them. An error that [`Error::is_gone`] means that the group ended.
+pub fn bounds(hierarchy: &Hierarchy, group: &str) -> Result<Bounds> {
+    let mut bounds = Bounds::default();
+    if hierarchy.has(Controller::Pids) {
+        bounds.tasks_max = hierarchy.dir(Controller::Pids, group)?.read_limit("pids.max")?.value();
+    }
+    if !hierarchy.has(Controller::Memory) {
+        return Ok(bounds);
+    }
+    let dir = hierarchy.dir(Controller::Memory, group)?;
+    let number = |text: &str, key| keyed(text, key).and_then(std::result::Result::ok);
+    let stat = dir.read("memory.stat")?;
+    if hierarchy.is_v2(Controller::Memory) {
+        bounds.refaults = number(&stat, "workingset_refault_file");
+        bounds.swap = dir.has("memory.swap.current").then(|| dir.read_u64("memory.swap.current")).transpose()?;
+        let events = dir.read("memory.events")?;
+        let count = |key| number(&events, key).unwrap_or(0);
+        bounds.events = Some(MemoryEvents {
+            low: count("low"),
+            high: count("high"),
+            max: count("max"),
+            oom: count("oom"),
+            oom_kill: count("oom_kill"),
+        });
+    } else {
+        bounds.refaults = number(&stat, "total_workingset_refault_file");
+        bounds.swap = number(&stat, "total_swap");
+    }
+    Ok(bounds)
+}
+
 /// Pressure on a group, from the v2 hierarchy.
 pub fn pressures(hierarchy: &Hierarchy, group: &str) -> Result<Pressures> {
     let Some(dir) = hierarchy.unified_dir(group) else {

@@ -4,22 +4,35 @@
 //! differs in three things here: counters are described under their full `_total` name, `info` is a gauge, and
 //! there is neither `# UNIT` nor `# EOF`.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::ACCEPT;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
 
 use super::Metrics;
 use crate::kubelet::serve::{self, Body};
 
-/// Connections of the plain listener at a time.
-const CONNECTIONS: usize = 8;
+/// Scrapes of the plain listener at a time; others wait in its queue.
+const AT_ONCE: usize = 2;
+
+/// A client that has not asked by then is dropped.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
+
+/// A client that has not taken its answer by then is dropped. Longer than on a good line, for those that scrape over a bad one.
+const TAKEN_WITHIN: Duration = Duration::from_secs(5);
+
+/// No answer is longer, 64 KiB: twice what there is on the largest board.
+const LONGEST: usize = 64 * 1024;
+
+/// How long the listener pauses after `accept` failed, so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// One of the two text formats of Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,23 +103,61 @@ fn classic(text: &str) -> String {
 pub(crate) fn answer(metrics: &Metrics, headers: &HeaderMap) -> Response<Body> {
     let format = Format::wanted(headers);
     match metrics.render(format) {
+        Ok(body) if body.len() > LONGEST => {
+            tracing::warn!(bytes = body.len(), "metrics are longer than they may be");
+            serve::text(StatusCode::INTERNAL_SERVER_ERROR, "metrics are longer than 64 KiB\n")
+        }
         Ok(body) => serve::answer(StatusCode::OK, format.content_type(), body),
         Err(error) => serve::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-/// Serves `/metrics` in plain HTTP until `stop`.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, stop: watch::Receiver<bool>) {
-    let handler = move |request: Request<Incoming>| -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
+/// Serves `/metrics` in plain HTTP until `stop`, one request a connection.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, mut stop: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            // accept() is cancel safe.
+            accepted = listener.accept() => accepted,
+            () = serve::stopped(&mut stop) => return,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                let metrics = Arc::clone(&metrics);
+                crate::task::spawn(async move {
+                    // Late or broken: the client asks again.
+                    let _ = tokio::time::timeout(ASKED_WITHIN + TAKEN_WITHIN, connection(socket, &metrics)).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "metrics: accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(socket: TcpStream, metrics: &Metrics) {
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
         let response = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/metrics") => answer(&metrics, request.headers()),
+            (&Method::GET | &Method::HEAD, "/metrics") => answer(metrics, request.headers()),
             (_, "/metrics") => serve::text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed\n"),
             (&Method::GET, "/") => serve::text(StatusCode::OK, "edge-agent: metrics are at /metrics\n"),
             _ => serve::text(StatusCode::NOT_FOUND, "404: Page Not Found\n"),
         };
-        Box::pin(std::future::ready(response))
-    };
-    serve::plain(listener, CONNECTIONS, handler, stop).await;
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ASKED_WITHIN)
+        .keep_alive(false)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(socket), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "metrics: connection ended");
+    }
 }
 
 #[cfg(test)]
@@ -138,6 +189,30 @@ mod tests {
         let openmetrics = metrics.render(Format::OpenMetrics).expect("renders");
         assert!(openmetrics.ends_with("# EOF\n"));
         assert!(openmetrics.contains("# TYPE edge_agent_lease_renew_failures counter\n"));
+    }
+
+    #[tokio::test]
+    async fn scrapes_beyond_two_wait_and_who_does_not_ask_is_dropped() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let (stop, stopped) = watch::channel(false);
+        let server = crate::task::spawn(serve(listener, Arc::new(Metrics::new("0.1.0")), stopped));
+        let began = std::time::Instant::now();
+        let mut silent = [TcpStream::connect(address).await.expect("taken"), TcpStream::connect(address).await.expect("taken")];
+        let mut third = TcpStream::connect(address).await.expect("queued");
+        third.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        third.read_to_string(&mut answer).await.expect("answered and closed");
+        assert!(began.elapsed() >= ASKED_WITHIN, "both places were taken");
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("edge_agent_build_info"), "{answer}");
+        for silent in &mut silent {
+            let mut said = Vec::new();
+            silent.read_to_end(&mut said).await.expect("closed");
+            assert!(!String::from_utf8_lossy(&said).contains("edge_agent"));
+        }
+        stop.send(true).expect("server listens");
+        server.await.expect("joins");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! Names follow the proposed set of the governor notes: base units, `edge_agent_` in front, no pod names in labels,
 //! every enumerated label there from the start at 0.
 
+mod board;
+mod cached;
 mod expose;
 pub mod governor;
 mod histogram;
@@ -13,11 +15,14 @@ mod pods;
 mod probes;
 mod pulse;
 
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -36,6 +41,9 @@ pub use node::{CgroupScope, CgroupScopes};
 pub use pods::Pods;
 pub use probes::{ProbeResult, Probed, Probes};
 pub use pulse::{Loop, Pulse};
+
+/// What a preflight check may say.
+const PREFLIGHT: [&str; 4] = ["pass", "warn", "fail", "info"];
 
 /// One label with values known at compile time.
 type One = [(&'static str, &'static str); 1];
@@ -101,6 +109,7 @@ pub struct Metrics {
     capacity: Family<One, Seconds>,
     allocatable: Family<One, Seconds>,
     ready_seconds: Seconds,
+    preflight: Family<Two, Gauge>,
     probes: Probes,
     pulse: Pulse,
     lag: Arc<Lag>,
@@ -112,8 +121,10 @@ impl Metrics {
     pub fn new(version: &str) -> Self {
         let mut registry = Registry::default();
         registry.register("edge_agent_build", "Version of the running agent, constant 1", Info::new([("version", version.to_owned())]));
-        registry.register_collector(Box::new(node::Pressure));
+        registry.register_collector(Box::new(node::Pressure::default()));
         registry.register_collector(Box::new(node::Process::default()));
+        registry.register_collector(Box::new(board::BoardState::below(Path::new("/"))));
+        registry.register_collector(Box::new(DroppedLines));
         let metrics = Self {
             lease_renew: Histogram::new(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
             lease_failures: Family::default(),
@@ -127,6 +138,7 @@ impl Metrics {
             capacity: Family::default(),
             allocatable: Family::default(),
             ready_seconds: Seconds::default(),
+            preflight: Family::default(),
             probes: Probes::default(),
             pulse: Pulse::default(),
             lag: Arc::default(),
@@ -165,6 +177,8 @@ impl Metrics {
             "Time from the start of the process to the first Ready status sent",
             self.ready_seconds.clone(),
         );
+        let help = "Result of a preflight check, 1 for the reported status";
+        r.register("edge_agent_preflight_check", help, self.preflight.clone());
         self.governor.register(r);
         r.register_collector(Box::new(governor::Published(Arc::clone(&self.governor))));
         drop(registry);
@@ -259,6 +273,13 @@ impl Metrics {
         self.ready_seconds.set(after.as_secs_f64());
     }
 
+    /// A preflight check said `status`: one of `pass`, `warn`, `fail`, `info`.
+    pub fn preflight(&self, check: &'static str, status: &'static str) {
+        for possible in PREFLIGHT {
+            self.preflight.get_or_create(&[("check", check), ("status", possible)]).set(i64::from(possible == status));
+        }
+    }
+
     /// Results of the containers' probes.
     pub fn probes(&self) -> &Probes {
         &self.probes
@@ -282,6 +303,18 @@ impl Metrics {
     /// The whole exposition in one of the two text formats.
     pub fn render(&self, format: Format) -> Result<String, std::fmt::Error> {
         expose::render(&self.registry(), format)
+    }
+}
+
+/// Counted where lines are written, which is before there are metrics.
+#[derive(Debug)]
+struct DroppedLines;
+
+impl Collector for DroppedLines {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let help = "Log lines dropped because nobody took them";
+        let mut lines = encoder.encode_descriptor("edge_agent_log_lines_dropped", help, None, MetricType::Counter)?;
+        lines.encode_counter::<NoLabelSet, _, u64>(&crate::telemetry::dropped(), None)
     }
 }
 
