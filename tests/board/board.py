@@ -90,7 +90,7 @@ class Board:
         made = subprocess.run([HERE / "image", arch], stdout=subprocess.PIPE, text=True, check=False)
         if made.returncode:
             raise Failure(f"tests/board/image {arch} failed, see above")
-        self.image = Path(made.stdout.strip())
+        self.image = Path(made.stdout.strip().splitlines()[-1])
         self.work = Path(tempfile.mkdtemp(prefix="run.", dir=CACHE))
         self.disk, self.firmware = self.work / "disk.qcow2", self.work / "firmware.img"
         run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image / "disk.raw", self.disk])

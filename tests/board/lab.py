@@ -13,6 +13,7 @@ from board import CACHE, HERE, HOST, Board, Failure, Skip, end, free_port, run, 
 
 REPO = HERE.parents[1]
 ELF_MACHINES = {62: "amd64", 183: "arm64", 40: "armhf"}
+TRIPLES = {"amd64": "x86_64-unknown-linux-gnu", "arm64": "aarch64-unknown-linux-gnu"}
 IMAGES = "/var/lib/edge-agent/agent/images"
 
 
@@ -60,7 +61,7 @@ class Lab:
         """The directory with edge-agent for the board: $EDGE_BIN_DIR or target/release, or its cross-built neighbour."""
         arch = arch or self.arch
         named = os.environ.get("EDGE_BIN_DIR")
-        places = [Path(place) for place in [os.environ.get(f"EDGE_BIN_DIR_{arch.upper()}"), named, REPO / f"target/cross/{arch}",
+        places = [Path(place) for place in [os.environ.get(f"EDGE_BIN_DIR_{arch.upper()}"), named, REPO / f"target/cross/{TRIPLES[arch]}/release",
                                             REPO / "target/release"] if place]
         for place in places:
             if (place / "edge-agent").exists() and architecture(place / "edge-agent") == arch:
@@ -69,7 +70,13 @@ class Lab:
         raise Skip(f"no edge-agent for {arch} in {', '.join(map(str, places))}: {remedy}, or set EDGE_BIN_DIR_{arch.upper()}")
 
     def package(self):
-        """The path of edge-agent's Debian package for the board, built from the binaries."""
+        """The path of edge-agent's Debian package for the board: the one in $EDGE_PACKAGES, else built from the binaries."""
+        given = os.environ.get("EDGE_PACKAGES")
+        if given:
+            found = sorted(Path(given).glob(f"edge-agent_*_{self.arch}.deb"))
+            if not found:
+                raise Skip(f"no edge-agent_*_{self.arch}.deb in {given}: systemd/build-deb")
+            return found[-1]
         out = self.results / "packages"
         made = run([REPO / "systemd/build-deb", self.binaries(), out], env={**os.environ, "DEB_ARCH": self.arch})
         agent = [line for line in made.splitlines() if "/edge-agent_" in line]
