@@ -19,7 +19,7 @@ CACHE = Path(os.environ.get("EDGE_BOARD_CACHE", HERE.parents[1] / "target/board"
 HOST = "10.0.2.2"
 
 MACHINES = {
-    "amd64": ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max"],
+    "amd64": ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max,-svm,-vmx"],
     # The core of a Raspberry Pi 4.
     "arm64": ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a72"],
 }
@@ -87,17 +87,25 @@ class Board:
         self.results.mkdir(parents=True, exist_ok=True)
         if shutil.which(MACHINES[arch][0]) is None:
             raise Skip(f"{MACHINES[arch][0]} is missing: tools/setup board")
-        made = subprocess.run([HERE / "image", arch], stdout=subprocess.PIPE, text=True, check=False)
+        made = subprocess.run([HERE / "image", arch], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        if made.stderr.strip():
+            say(made.stderr.strip())
+        if made.returncode == 3:
+            raise Skip(made.stderr.strip().splitlines()[-1])
         if made.returncode:
             raise Failure(f"tests/board/image {arch} failed, see above")
         self.image = Path(made.stdout.strip().splitlines()[-1])
         self.work = Path(tempfile.mkdtemp(prefix="run.", dir=CACHE))
         self.disk, self.firmware = self.work / "disk.qcow2", self.work / "firmware.img"
-        run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image / "disk.raw", self.disk])
-        shutil.copyfile(self.image / "firmware.img", self.firmware)
         self.qemu, self.port, self.boots = None, free_port(), 0
-        if flags:
-            self.set_cmdline(f"{self.cmdline().strip()} {flags}")
+        try:
+            run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image / "disk.raw", self.disk])
+            shutil.copyfile(self.image / "firmware.img", self.firmware)
+            if flags:
+                self.set_cmdline(f"{self.cmdline().strip()} {flags}")
+        except BaseException:
+            self.close()
+            raise
 
     # --- power -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +122,7 @@ class Board:
             throttle = f",throttling.bps-total={bps},throttling.iops-total={iops}"
         self.qemu = subprocess.Popen(
             # A board does not outlive the program that runs it.
-            ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", *MACHINES[self.arch],
+            ["setpriv", "--pdeathsig", "KILL", *MACHINES[self.arch],
              "-accel", "tcg,thread=multi", "-m", str(self.memory), "-smp", str(self.cpus), "-no-reboot",
              "-display", "none", "-nodefaults", "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
              "-drive", f"file={self.disk},if=none,id=card,format=qcow2{throttle}", "-device", "virtio-blk-pci,drive=card",
@@ -171,6 +179,10 @@ class Board:
     def firmware_file(self, name):
         """A file of /boot/firmware; the board must be off, or have it synced."""
         return run(["mcopy", "-n", "-i", self.firmware, f"::{name}", "-"])
+
+    def firmware_listing(self):
+        """The long names of what lies in /boot/firmware, one a line; the board must be off."""
+        return run(["mdir", "-b", "-i", self.firmware, "::"])
 
     def cmdline(self):
         return self.firmware_file("cmdline.txt")

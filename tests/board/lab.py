@@ -199,6 +199,34 @@ def busybox_pod(name, command, node="board", **spec):
             "spec": {"nodeName": node, "terminationGracePeriodSeconds": 1, "containers": [container], **spec}}
 
 
+def indented(text):
+    """Lines that stand below a line of Lab.say()."""
+    return text.strip().replace("\n", "\n           ")
+
+
+# What protects the board on cgroup v2 with all controllers, whoever wrote it: file below /sys/fs/cgroup and what must not stand there.
+PROTECTION = {
+    "edge.slice/memory.min": "0", "edge.slice/edge-agent.service/memory.min": "0", "edge.slice/cpu.weight": "100",
+    "system.slice/memory.min": "0", "system.slice/containerd.service/memory.min": "0", "system.slice/containerd.service/memory.low": "0",
+    "kubepods/memory.max": "max", "kubepods/pids.max": "max", "kubepods/memory.swap.max": "max",
+    "kubepods/burstable/memory.high": "max", "kubepods/besteffort/memory.high": "max",
+}
+
+
+def full_protection(lab, board):
+    """Every reservation of the node is in the kernel's files, and the node says that nothing is missing."""
+    seen = {}
+    for name in PROTECTION:
+        code, text = board.code(f"cat /sys/fs/cgroup/{name}")
+        seen[name] = text.strip() if code == 0 else "absent"
+    lab.say(indented("\n".join(f"{name} = {value}" for name, value in seen.items())))
+    wrong = {name: value for name, value in seen.items() if value in ("absent", PROTECTION[name])}
+    lab.check("reservations are in the kernel's files", not wrong, wrong)
+    status = board.sh("edge-agent status", check=False)
+    (lab.results / "status.txt").write_text(status)
+    lab.check("status names no missing protection", "egraded" not in status, status)
+
+
 def scenario(name):
     """The module scenarios/NAME.py: its first docstring line says what it shows, run(lab) shows it."""
     path = HERE / "scenarios" / f"{name}.py"

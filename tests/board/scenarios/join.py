@@ -1,7 +1,7 @@
 """The package is installed by apt, the node joins, a pod runs and comes back after a reboot and after a power cut."""
 
-from board import Failure, wait_until
-from lab import busybox_pod
+from board import wait_until
+from lab import busybox_pod, full_protection, indented
 
 DEFAULTS = {"arch": "arm64", "memory": 512}
 
@@ -32,30 +32,29 @@ def run(lab):
     lab.step("reboot")
     board.reboot()
     server.wait_ready()
-    back(lab, board, server, starts=2)
+    back(lab, board, starts=2)
     pod = server.wait_pod("web")
     serves(lab, board, pod)
 
+    power_cut_without_server(lab, board, server, starts=3)
+    failed = board.sh("systemctl --failed --no-legend --plain")
+    lab.check("no unit failed", not failed.strip(), failed)
+    full_protection(lab, board)
+
+
+def power_cut_without_server(lab, board, server, starts):
     lab.step("power cut with the server away")
     board.sh("sync")
     server.stop()
     board.power_cut()
     board.boot()
-    back(lab, board, server, starts=3)
+    back(lab, board, starts)
     lab.step("the server is back")
     server.start()
     server.wait_ready()
     pod = server.wait_pod("web")
     serves(lab, board, pod)
-    restarts = pod["status"]["containerStatuses"][0]["restartCount"]
-    lab.say(f"restartCount after a reboot and a power cut: {restarts}")
-    failed = board.sh("systemctl --failed --no-legend --plain")
-    lab.check("no unit failed", not failed.strip(), failed)
-    protections(lab, board)
-
-
-def indented(text):
-    return text.strip().replace("\n", "\n           ")
+    lab.say(f"restartCount: {pod['status']['containerStatuses'][0]['restartCount']}")
 
 
 def units(lab, board):
@@ -86,19 +85,7 @@ def serves(lab, board, pod):
     lab.check("the pod answers over the pod network", "200 OK" in text, text)
 
 
-def back(lab, board, server, starts):
+def back(lab, board, starts):
     """The container was started once more, seen on the board, so without asking the server."""
     seen = wait_until(f"start number {starts} of the pod", lambda: int(board.sh("wc -l </srv/web/starts")) >= starts, 300)
     lab.check(f"the pod was started again ({starts} starts)", seen)
-
-
-def protections(lab, board):
-    names = ["edge.slice/memory.min", "edge.slice/edge-agent.service/memory.min", "edge.slice/cpu.weight", "system.slice/memory.min",
-             "system.slice/containerd.service/memory.min", "kubepods.slice/memory.max", "kubepods/memory.max", "kubepods/pids.max"]
-    lines = []
-    for name in names:
-        code, text = board.code(f"cat /sys/fs/cgroup/{name}")
-        lines.append(f"{name} = {text.strip() if code == 0 else 'absent'}")
-    lab.say(indented("\n".join(lines)))
-    if not any(line.startswith("edge.slice/memory.min") and not line.endswith((" 0", "absent")) for line in lines):
-        raise Failure("edge.slice has no memory.min")
