@@ -2,6 +2,7 @@
 //! see [`system`]. One binary, one link step.
 
 mod bad_input;
+mod dashboard;
 mod dependencies;
 mod kill;
 mod kubectl;

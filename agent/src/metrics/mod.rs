@@ -119,11 +119,16 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything, with the node's pressure and this process' own numbers.
     pub fn new(version: &str) -> Self {
+        Self::of_board(version, Path::new("/"))
+    }
+
+    /// The same, with heat, power and connections of the machine whose root directory is `root`.
+    pub fn of_board(version: &str, root: &Path) -> Self {
         let mut registry = Registry::default();
         registry.register("edge_agent_build", "Version of the running agent, constant 1", Info::new([("version", version.to_owned())]));
         registry.register_collector(Box::new(node::Pressure::default()));
         registry.register_collector(Box::new(node::Process::default()));
-        registry.register_collector(Box::new(board::BoardState::below(Path::new("/"))));
+        registry.register_collector(Box::new(board::BoardState::below(root)));
         registry.register_collector(Box::new(DroppedLines));
         let metrics = Self {
             lease_renew: Histogram::new(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
