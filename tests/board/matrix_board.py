@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import matrix_hogs as hogs
+import matrix_k3s
 from board import Failure, run, wait_until
 from lab import IMAGES
 from matrix_probes import Api
@@ -55,28 +56,6 @@ ExecStart=/usr/local/sbin/matrix-undo
 Restart=always
 Nice=-15
 """
-K3S_UNIT = """[Unit]
-Description=Lightweight Kubernetes
-Wants=network-online.target
-After=network-online.target
-[Service]
-Type=notify
-EnvironmentFile=-/etc/systemd/system/k3s-agent.service.env
-KillMode=process
-Delegate=yes
-LimitNOFILE=1048576
-LimitNPROC=infinity
-LimitCORE=infinity
-TasksMax=infinity
-TimeoutStartSec=0
-Restart=always
-RestartSec=5s
-ExecStartPre=-/sbin/modprobe br_netfilter
-ExecStartPre=-/sbin/modprobe overlay
-ExecStart=/usr/local/bin/k3s agent --node-name board --pause-image docker.io/rancher/mirrored-pause:3.10.2
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 class Node:
@@ -86,7 +65,11 @@ class Node:
         self.lab, self.memory, self.swap, self.mode, self.say = lab, memory, swap, mode, say
         self.hog_image = Path(hog_image)
         self.board = lab.board(memory=memory, card="poor", flags="psi=1 cgroup_enable=memory")
-        self.server = lab.server()
+        if mode == "K":
+            self.server = matrix_k3s.K3sServer(lab)
+            lab.servers.append(self.server)
+        else:
+            self.server = lab.server()
         self.api = Api(self.server.data / "kubeconfig.yaml")
         self.prepare()
 
@@ -99,8 +82,20 @@ class Node:
         return "system.slice/k3s-agent.service" if self.mode == "K" else "system.slice/containerd.service"
 
     def prepare(self):
-        board = self.board
         self.add_swap()
+        if self.mode == "K":
+            images = self.lab.images()
+            archives = {"pause": images / "pause.tar", "busybox": images / "busybox.tar", "hog": self.hog_image}
+            matrix_k3s.install(self.board, self.server, archives)
+        else:
+            self.install()
+        self.server.wait_ready(NODE, limit=600)
+        self.restore_pods()
+        self.start_sampler()
+
+    def install(self):
+        """Our package, joined, as far protected as the mode says."""
+        board = self.board
         if self.mode == "A":
             for unit, text in BARE_UNITS.items():
                 board.write(f"/etc/systemd/system/{unit}.d/99-matrix.conf", text)
@@ -115,13 +110,12 @@ class Node:
             raise Failure("this edge-agent has no governor: mode C needs one")
         board.write("/etc/edge-agent/config.yaml.d/50-matrix.yaml", config)
         self.lab.install(board)
+        # It ran before our drop-in was there.
+        board.sh("systemctl daemon-reload && systemctl restart containerd", limit=300)
         board.put(self.hog_image, f"{IMAGES}/hog.tar")
         if self.mode == "A":
             board.sh("systemctl daemon-reload && systemctl start matrix-undo")
         self.lab.join(board, self.server)
-        self.server.wait_ready(NODE)
-        self.restore_pods()
-        self.start_sampler()
 
     def add_swap(self):
         """A swap file on the card, or as much compressed memory as a Pi has."""

@@ -82,6 +82,7 @@ def inside(samples, groups, begin, end):
             out[f"{part}_{resource}_some"] = share(f"{group}/{resource}.pressure some total")
     out["pods_max_mib"] = mib(max(seen(f"{groups['pods']}/memory.current"), default=None), 1 << 20)
     out["pods_pids_max"] = max(seen(f"{groups['pods']}/pids.current"), default=None)
+    out["pods_pids_refused"] = grown(f"{groups['pods']}/pids.events max")
     out["pods_oom_kill"] = grown(f"{groups['pods']}/memory.events oom_kill")
     return out
 
