@@ -1,6 +1,7 @@
 //! The wiring: one read from top to bottom is the tour of the agent.
 
 mod cluster;
+mod governor_setup;
 mod machine_setup;
 mod runtime_setup;
 mod server_list;
@@ -23,6 +24,7 @@ use crate::assignments::{self, Assignments};
 use crate::config::Config;
 use crate::control::{self, Live};
 use crate::events::Recorder;
+use crate::governor::{self, Governor, NodeWord};
 use crate::heartbeat::Heartbeat;
 use crate::metrics::{self, Metrics, Wire};
 use crate::objects::{Known, Objects};
@@ -30,13 +32,13 @@ use crate::pod::{self, NodeFacts, Workers};
 use crate::{images_preload, kubelet, ledger, network_sync, node, qos, registries, status_writer};
 
 use cluster::Cluster;
-pub(crate) use runtime_setup::{choose as choose_runtime, managed_options};
+pub(crate) use runtime_setup::{SYSTEM_CNI, choose as choose_runtime, managed_options};
 
 /// Runs the agent until `stop` becomes true. Pods outlive it.
 pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Instant) -> anyhow::Result<()> {
     // The machine: reservation enforced before anything else can grow.
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-    let machine = machine_setup::prepare(&config, &metrics)?;
+    let machine = machine_setup::prepare(&mut config, &metrics)?;
 
     // The runtime starts while the cluster is asked who we are.
     runtime_setup::choose(&mut config).await;
@@ -45,6 +47,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         both = async { tokio::try_join!(runtime_setup::start(&config, &machine), Cluster::join(&config)) } => both?,
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     };
+    config.cni_conf_dir.clone_from(&runtime.cni_conf_dir);
     cluster.complete(&mut config);
     let config = Arc::new(config);
 
@@ -76,6 +79,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     let objects = Objects::new(client.clone(), known);
     let status = status_writer::Handle::default();
     let (node_out, node_object, node_facts, ready) = node_channels(&machine);
+    let orders = watch::Sender::new(Arc::default());
     let workers = Workers::new(pod::Deps {
         config: Arc::clone(&config),
         runtime: runtime.client.clone(),
@@ -86,6 +90,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         metrics: Arc::clone(&metrics),
         logins: Arc::new(registries::Logins::load(config.registries_file.as_deref())?),
         node: node_facts,
+        orders: orders.subscribe(),
     });
     let view = workers.view();
 
@@ -145,6 +150,26 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     };
     let heartbeat = heartbeat.start()?;
 
+    // The other sacred thread: what pods may not do to this machine.
+    let word = watch::Sender::new(NodeWord::default());
+    crate::task::spawn(governor_setup::follow(word.subscribe(), machine.conditions.clone()));
+    let governor = Governor::start(governor::Deps {
+        tree: (*machine.pod_tree).clone(),
+        scopes: machine.scopes.clone(),
+        settings: governor_setup::settings(&machine, &config.data_dir),
+        wish: config.governor,
+        may_act: machine.reservations.mode().may_act(),
+        disk: machine.disk.as_ref().map(|limits| format!("{}:{}", limits.disk.major, limits.disk.minor)),
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        info: governor_setup::info(&machine),
+        metrics: Arc::clone(&metrics),
+        view: view.clone(),
+        recorder: recorder.clone(),
+        orders,
+        word,
+    })?;
+
     // The Node, and the network it is given.
     let look = Arc::new(Notify::new());
     let network = network_sync::Cluster {
@@ -168,6 +193,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
             network_annotations: network_sync::annotations(&network, &cluster.node_ips, &ends),
             kubelet_port: kubelet_addr.port(),
             look: Arc::clone(&look),
+            extra: machine.conditions.subscribe(),
             started,
         },
         node_out,
@@ -195,12 +221,13 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         }),
         liveness: config.liveness.to_string(),
         runtime: format!("containerd at {}", runtime.client.socket().display()),
-        governor: control::Governor::fixed("static", Vec::new()),
+        governor: governor_setup::control(&governor),
         reservations: Box::new(Vec::new),
         pod_tree: Arc::clone(&machine.pod_tree),
     };
 
     // Everything runs. Pods wait for the preloaded images, nobody else does.
+    crate::task::spawn(Arc::clone(&machine.reservations).run());
     crate::task::spawn(node);
     crate::task::spawn(network);
     crate::task::spawn(follow_uid(node_object, node_uid));
@@ -232,6 +259,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(runtime.keeper);
+    let _ = tokio::task::spawn_blocking(move || governor.stop()).await;
     // The heartbeat sees the same flag; it has nothing to finish.
     let _ = tokio::task::spawn_blocking(move || heartbeat.join()).await;
     Ok(())

@@ -61,6 +61,20 @@ pub fn admit<'a>(
     Ok(())
 }
 
+/// On a node that takes no pods without requests: `why` it does not. Critical pods run, as on a kubelet under pressure.
+pub fn best_effort(pod: &Pod, why: &str) -> Result<(), Rejection> {
+    let critical = matches!(pod.spec.priority_class_name.as_str(), "system-node-critical" | "system-cluster-critical");
+    if critical || resources::qos(pod) != cgroup::QosClass::BestEffort {
+        return Ok(());
+    }
+    reject(
+        "BestEffortRefused",
+        format!(
+            "this node takes no pods without requests, as {why}: give a container a memory request, or set allow-unprotected: true on the node"
+        ),
+    )
+}
+
 fn reject(reason: &str, message: impl Into<String>) -> Result<(), Rejection> {
     Err(Rejection { reason: reason.to_owned(), message: message.into() })
 }
@@ -251,6 +265,16 @@ mod tests {
             Err(("UnsupportedPodSpec", "this agent does not implement spec.volumes[0].persistentVolumeClaim")),
         );
         check(json!({"containers": [{"resources": {"requests": {"cpu": "1850m", "example.com/gpu": "1"}}}]}), Ok(()));
+    }
+
+    #[test]
+    fn an_unprotected_node_takes_only_pods_that_say_what_they_need() {
+        let ask = |spec: Value| best_effort(&pod(spec), "only 90 MiB of memory are left for all pods").map_err(|r| (r.reason, r.message));
+        let message = "this node takes no pods without requests, as only 90 MiB of memory are left for all pods: give a container a memory \
+                       request, or set allow-unprotected: true on the node";
+        assert_eq!(ask(json!({"containers": [{}]})), Err(("BestEffortRefused".to_owned(), message.to_owned())));
+        assert_eq!(ask(json!({"containers": [{"resources": {"requests": {"memory": "1Mi"}}}]})), Ok(()));
+        assert_eq!(ask(json!({"priorityClassName": "system-node-critical", "containers": [{}]})), Ok(()));
     }
 
     #[test]

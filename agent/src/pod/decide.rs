@@ -26,6 +26,10 @@ pub struct Facts<'a> {
     pub removed: bool,
     /// Admission said no: it must not start.
     pub rejected: bool,
+    /// The governor ended it for the node's sake.
+    pub evicted: bool,
+    /// The governor lets nothing of it begin yet; what runs goes on.
+    pub held: bool,
     pub seen: &'a ObservedPod,
     pub history: &'a History,
     pub health: &'a Health,
@@ -55,7 +59,7 @@ pub fn decide(facts: &Facts<'_>) -> Step {
 
 /// Whether this pod has to end, now and for good.
 pub fn must_stop(facts: &Facts<'_>) -> bool {
-    facts.removed || facts.rejected || facts.pod.is_deleting() || facts.pod.is_terminal() || past_deadline(facts) || is_over(facts)
+    facts.removed || facts.rejected || facts.evicted || facts.pod.is_deleting() || facts.pod.is_terminal() || past_deadline(facts) || is_over(facts)
 }
 
 /// When `activeDeadlineSeconds` ends, if there is one.
@@ -133,6 +137,9 @@ fn take_down(facts: &Facts<'_>) -> Step {
 
 fn bring_up(facts: &Facts<'_>) -> Step {
     let seen = facts.seen;
+    if facts.held && seen.is_empty() {
+        return Step::Wait { until: deadline(facts.pod, facts.start_time) };
+    }
     let newest = seen.sandbox();
     let ready = seen.sandboxes.iter().filter(|s| s.ready).count();
     let current = match newest {

@@ -69,13 +69,17 @@ struct Case {
     health: Health,
     removed: bool,
     rejected: bool,
+    evicted: bool,
+    held: bool,
 }
 
 fn case(spec: serde_json::Value, sandboxes: Vec<ObservedSandbox>, containers: Vec<ObservedContainer>) -> Case {
     let mut seen = ObservedPod::empty(PodUid::from("u"));
     seen.sandboxes = sandboxes;
     seen.containers = containers;
-    Case { pod: pod(spec), seen, history: History::default(), health: Health::default(), removed: false, rejected: false }
+    Case { pod: pod(spec), seen, history: History::default(), health: Health::default(), removed: false, rejected: false,
+        evicted: false,
+        held: false }
 }
 
 impl Case {
@@ -84,6 +88,8 @@ impl Case {
             pod: &self.pod,
             removed: self.removed,
             rejected: self.rejected,
+            evicted: self.evicted,
+            held: self.held,
             seen: &self.seen,
             history: &self.history,
             health: &self.health,
@@ -360,4 +366,17 @@ fn the_newest_and_the_one_before_are_kept() {
         }],
     );
     assert_eq!(old.step(), Step::Discard { containers: vec![], sandboxes: vec!["s0".into()] });
+}
+
+#[test]
+fn the_governors_word() {
+    let spec = json!({"containers": [{"name": "a"}]});
+    let mut waits = case(spec.clone(), vec![], vec![]);
+    waits.held = true;
+    assert_eq!(waits.step(), Step::Wait { until: None }, "nothing of it begins");
+    let mut runs = case(spec, vec![sandbox("s0", 0, true)], vec![running("a")]);
+    runs.held = true;
+    assert_eq!(runs.step(), Step::Wait { until: None }, "what runs goes on");
+    runs.evicted = true;
+    assert_eq!(runs.step(), Step::StopAll { why: StopAll::Over });
 }

@@ -48,6 +48,8 @@ impl World {
         decide(&Facts {
             pod: &self.case.pod,
             removed: self.case.removed,
+            evicted: false,
+            held: false,
             rejected: false,
             seen: &self.case.seen,
             history: &self.case.history,

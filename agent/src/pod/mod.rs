@@ -28,6 +28,7 @@ pub mod decide;
 pub mod dns;
 pub mod env;
 pub mod fields;
+pub mod governed;
 pub mod history;
 mod hooks;
 pub mod hosts;
@@ -83,6 +84,8 @@ pub struct Deps {
     pub logins: Arc<Logins>,
     /// The newest facts about this node.
     pub node: watch::Receiver<Arc<NodeFacts>>,
+    /// What the governor wants of pods.
+    pub orders: watch::Receiver<Arc<governed::Orders>>,
 }
 
 /// What admission, environment and resource limits need to know of the node.

@@ -9,6 +9,7 @@ use super::time::{self, SECOND};
 use super::worker::Worker;
 use crate::api::pod::Container;
 use crate::events::Type;
+use crate::reserve::Pulling;
 
 impl Worker {
     /// The image of a container, pulled where the policy says so.
@@ -107,7 +108,10 @@ impl Worker {
             ..Default::default()
         });
         let work = async {
+            // A board short of memory has none for unpacking.
+            let _ = shared.deps.orders.clone().wait_for(|orders| !orders.no_pulls).await;
             let permit = shared.pulls.acquire().await;
+            let _limited = Pulling::begin(shared.deps.pod_tree.standing());
             let began = time::now();
             let mut last = None;
             for auth in credentials {

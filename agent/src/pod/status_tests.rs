@@ -208,6 +208,7 @@ fn check(case: &str, found: &mut Vec<String>) {
             cause: deadline
                 .then_some(Cause { reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline" }),
             stopping: pod.is_deleting() || deadline,
+            frozen: None,
             now: changed.unwrap_or(0).max(if changed.is_some() { 0 } else { minimum }),
         };
         let derived = match told.message.strip_prefix("Pod was rejected: ") {
@@ -277,6 +278,7 @@ fn a_debug_container_is_told_apart_and_changes_nothing_else() {
             start_time: 0,
             cause: None,
             stopping: false,
+            frozen: None,
             now,
         };
         derive(&facts)
@@ -342,6 +344,7 @@ fn a_container_that_is_gone_ended_only_if_it_ran() {
             start_time: 0,
             cause: None,
             stopping: false,
+            frozen: None,
             now,
         };
         let status = derive(&facts).container_statuses.remove(0);

@@ -9,7 +9,7 @@ use super::status::{self, Cause};
 use super::step::{self, Step};
 use super::view::{ContainerView, PodView};
 use super::worker::Worker;
-use super::{decide, reasons, time};
+use super::{decide, governed, reasons, time};
 use crate::api::pod::{Pod, PodStatus};
 use crate::events::Type;
 
@@ -24,6 +24,8 @@ impl Worker {
             reason: reasons::DEADLINE_EXCEEDED,
             message: "Pod was active on the node longer than the specified deadline",
         });
+        let eviction = self.governed.evicted.as_ref();
+        let cause = eviction.map(|eviction| Cause { reason: governed::EVICTED, message: &eviction.message }).or(cause);
         // A pod that ended by itself is not over while it is still to be deleted.
         let stopping = self.removed || self.pod.is_deleting() || cause.is_some();
         status::derive(&status::Facts {
@@ -37,6 +39,7 @@ impl Worker {
             start_time: self.start_time,
             cause,
             stopping,
+            frozen: self.governed.frozen.as_deref(),
             now,
         })
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use runtime::Few;
 use runtime::ids::{ContainerId, PodUid, SandboxId};
+use tokio::sync::Notify;
 
 use crate::api::pod::Pod;
 
@@ -13,6 +14,7 @@ use crate::api::pod::Pod;
 #[derive(Clone, Default)]
 pub struct View {
     pods: Arc<RwLock<BTreeMap<PodUid, Arc<PodView>>>>,
+    news: Arc<Notify>,
 }
 
 /// One pod.
@@ -73,11 +75,18 @@ impl View {
     /// Replaces what is known of a pod; workers call this, and tests of readers.
     pub fn put(&self, uid: PodUid, view: PodView) {
         self.pods.write().unwrap_or_else(|e| e.into_inner()).insert(uid, Arc::new(view));
+        self.news.notify_one();
     }
 
     /// Forgets a pod.
     pub fn remove(&self, uid: &PodUid) {
         self.pods.write().unwrap_or_else(|e| e.into_inner()).remove(uid);
+        self.news.notify_one();
+    }
+
+    /// Completes when something changed since the last call. For one listener, the governor's.
+    pub async fn changed(&self) {
+        self.news.notified().await;
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<PodUid, Arc<PodView>>> {

@@ -11,10 +11,11 @@ use runtime::observe::{ObservedPod, observe_pod};
 use runtime::{ContainerId, Few, PodUid, cri};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::Deps;
+use super::{Deps, governed};
 use super::admission::Rejection;
 use super::decide::{self, decide};
 use super::env;
+use super::governed::Governed;
 use super::history::History;
 use super::probes::Prober;
 use super::step::{self, Step};
@@ -45,6 +46,8 @@ pub(super) struct Assigned {
     pub(super) pod: Arc<Pod>,
     /// The server no longer has it.
     pub(super) removed: bool,
+    /// What the governor wants.
+    pub(super) governed: Governed,
 }
 
 /// See the module.
@@ -53,6 +56,7 @@ pub(super) struct Worker {
     pub(super) uid: PodUid,
     pub(super) pod: Arc<Pod>,
     pub(super) removed: bool,
+    pub(super) governed: Governed,
     pub(super) rejection: Option<Rejection>,
     inbox: watch::Receiver<Assigned>,
     /// The runtime says that something changed.
@@ -102,6 +106,7 @@ impl Worker {
         Worker {
             uid: pod.uid(),
             removed: assigned.removed,
+            governed: assigned.governed,
             rejection,
             inbox,
             news,
@@ -131,6 +136,9 @@ impl Worker {
     /// Runs until nothing of the pod is left. Dropping it anywhere is like the agent dying there.
     /// Boxed, for a future has room for its argument twice.
     pub(super) async fn run(mut self: Box<Self>) -> PodUid {
+        if let Some(why) = self.governed.held.clone().filter(|_| self.rejection.is_none() && self.seen.is_empty()) {
+            self.deps().recorder.pod_event(&self.pod, None, Type::Warning, governed::HELD, &why);
+        }
         if let Some(rejection) = self.rejection.clone() {
             self.deps().recorder.pod_event(&self.pod, None, Type::Warning, &rejection.reason, &rejection.message);
         }
@@ -142,7 +150,7 @@ impl Worker {
             }
             let stopping = decide::must_stop(&self.facts());
             self.read_messages().await;
-            self.prober.sync(&self.pod, &self.seen, &self.address(), stopping);
+            self.prober.sync(&self.pod, &self.seen, &self.address(), stopping, self.governed.frozen.is_some());
             let step = decide(&self.facts());
             self.tell(&step);
             if let Step::Wait { until } = step {
@@ -176,6 +184,8 @@ impl Worker {
         decide::Facts {
             pod: &self.pod,
             removed: self.removed,
+            evicted: self.governed.evicted.is_some(),
+            held: self.governed.held.is_some(),
             rejected: self.rejection.is_some() || self.last.is_terminal(),
             seen: &self.seen,
             history: &self.history,
@@ -216,9 +226,30 @@ impl Worker {
         }
         self.pod = assigned.pod;
         self.removed = assigned.removed;
+        self.take_orders(assigned.governed);
         // Most news of a pod is the server repeating what was just told.
         if self.pod.status == self.last {
             self.last = self.pod.status.clone();
+        }
+    }
+
+    /// What the governor wants now; told as events, where it is news.
+    fn take_orders(&mut self, now: Governed) {
+        let before = std::mem::replace(&mut self.governed, now);
+        let event = |kind, reason: &str, message: &str| self.shared.deps.recorder.pod_event(&self.pod, None, kind, reason, message);
+        match (&before.evicted, &self.governed.evicted) {
+            (None, Some(eviction)) => event(Type::Warning, governed::EVICTED, &eviction.message),
+            (_, _) => {}
+        }
+        match (&before.frozen, &self.governed.frozen) {
+            (None, Some(why)) => event(Type::Warning, governed::FROZEN, &format!("Stands still for the sake of the node: {why}")),
+            (Some(_), None) => event(Type::Normal, "GovernorThawed", "Runs again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        if before.held != self.governed.held && self.seen.is_empty() {
+            if let Some(why) = &self.governed.held {
+                event(Type::Warning, governed::HELD, why);
+            }
         }
     }
 
@@ -313,7 +344,7 @@ impl Worker {
         loop {
             let ends = {
                 let assigned = inbox.borrow();
-                assigned.removed || assigned.pod.is_deleting()
+                assigned.removed || assigned.pod.is_deleting() || assigned.governed.evicted.is_some()
             };
             if ends {
                 return;
@@ -334,6 +365,9 @@ impl Worker {
         let meta = &self.pod.metadata;
         if self.removed {
             return 1;
+        }
+        if let Some(eviction) = &self.governed.evicted {
+            return eviction.grace;
         }
         let wanted = meta
             .deletion_grace_period_seconds

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::admission::{self, Rejection};
+use super::governed::{Governed, Orders};
 use super::steps::INSTANCE;
 use super::volumes;
 use super::worker::{Assigned, Shared, Worker};
@@ -56,7 +57,7 @@ impl Workers {
             view: View::default(),
             host_ips: config.node_ips.iter().map(|ip| ip.to_string()).collect(),
             cgroup_v2: deps.pod_tree.hierarchy().layout() == cgroup::Layout::V2,
-            pulls: Semaphore::new(if config.serialize_image_pulls { 1 } else { PARALLEL_PULLS }),
+            pulls: Semaphore::new(if config.serialize_image_pulls == Some(true) { 1 } else { PARALLEL_PULLS }),
             deps,
         };
         Workers { shared: Arc::new(shared), workers: BTreeMap::new(), tasks: JoinSet::new() }
@@ -81,6 +82,7 @@ impl Workers {
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let mut first = true;
+        let mut orders = self.shared.deps.orders.clone();
         let _rotation = AbortOnDrop(crate::task::spawn(log_rotation::run(self.shared.deps.clone(), self.view())).abort_handle());
         let mut pulse = tokio::time::interval(PULSE);
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -113,6 +115,7 @@ impl Workers {
                         }
                     }
                     _ = pulse.tick() => self.pulse(),
+                    Ok(()) = orders.changed() => self.pass_orders(&orders.borrow_and_update()),
                     event = events.next() => self.pass_on(&event),
                 }
             }
@@ -148,9 +151,12 @@ impl Workers {
     fn assign(&mut self, pods: &BTreeMap<PodUid, Arc<Pod>>, complete: bool, left: &mut BTreeMap<PodUid, ObservedPod>) {
         for (uid, handle) in &self.workers {
             let now = match pods.get(uid) {
-                Some(pod) => Assigned { pod: pod.clone(), removed: false },
+                Some(pod) => Assigned { pod: pod.clone(), removed: false, governed: handle.assigned.borrow().governed.clone() },
                 None if !complete => continue,
-                None => Assigned { pod: handle.assigned.borrow().pod.clone(), removed: true },
+                None => {
+                    let before = handle.assigned.borrow().clone();
+                    Assigned { removed: true, ..before }
+                }
             };
             let same = {
                 let before = handle.assigned.borrow();
@@ -166,7 +172,8 @@ impl Workers {
             let uid = pod.uid();
             let seen = left.remove(&uid).unwrap_or_else(|| ObservedPod::empty(uid.clone()));
             let rejection = self.admit(pod, &seen);
-            self.start(Assigned { pod: pod.clone(), removed: false }, seen, rejection);
+            let governed = self.shared.deps.orders.borrow().of(pod);
+            self.start(Assigned { pod: pod.clone(), removed: false, governed }, seen, rejection);
         }
     }
 
@@ -191,6 +198,11 @@ impl Workers {
             .map(u64::from)
             .or_else(|| node.allocatable.get("pods").and_then(|q| u64::try_from(q.value()).ok()))
             .unwrap_or(110);
+        if let Some(why) = &deps.config.best_effort_refused {
+            if let Err(rejection) = admission::best_effort(pod, why) {
+                return Some(rejection);
+            }
+        }
         admission::admit(pod, others.iter().map(Arc::as_ref), &node, max_pods, &deps.config.allowed_unsafe_sysctls).err()
     }
 
@@ -217,7 +229,7 @@ impl Workers {
             pod.metadata.uid = uid.to_string();
             pod.metadata.name.clone_from(&seen.name);
             pod.metadata.namespace.clone_from(&seen.namespace);
-            self.start(Assigned { pod: Arc::new(pod), removed: true }, seen, None);
+            self.start(Assigned { pod: Arc::new(pod), removed: true, governed: Governed::default() }, seen, None);
         }
     }
 
@@ -244,6 +256,20 @@ impl Workers {
             }
         });
         let _ = work.await;
+    }
+
+    /// Tells the workers concerned what the governor wants.
+    fn pass_orders(&self, orders: &Orders) {
+        for handle in self.workers.values() {
+            let wanted = orders.of(&handle.assigned.borrow().pod);
+            handle.assigned.send_if_modified(|assigned| {
+                let news = assigned.governed != wanted;
+                if news {
+                    assigned.governed = wanted;
+                }
+                news
+            });
+        }
     }
 
     /// Wakes the workers an event concerns.

@@ -183,11 +183,11 @@ impl Action {
     /// The label `action` of the metrics.
     pub fn name(&self) -> &'static str {
         match self {
-            Action::Set { setting: Setting::MemoryHigh(_), .. } => "brake_memory",
-            Action::Set { setting: Setting::SwapMax(_), .. } => "brake_swap",
-            Action::Set { setting: Setting::CpuMax(_), .. } => "brake_cpu",
-            Action::Set { setting: Setting::CpuIdle, .. } => "idle_cpu",
-            Action::Set { setting: Setting::IoMax(_), .. } => "brake_io",
+            Action::Set { setting: Setting::MemoryHigh(_), .. } => "memory_high",
+            Action::Set { setting: Setting::SwapMax(_), .. } => "swap_max",
+            Action::Set { setting: Setting::CpuMax(_), .. } => "cpu_max",
+            Action::Set { setting: Setting::CpuIdle, .. } => "cpu_idle",
+            Action::Set { setting: Setting::IoMax(_), .. } => "io_max",
             Action::Set { setting: Setting::Freeze, .. } => "freeze",
             Action::Restore { knob: Knob::Freeze, .. } => "thaw",
             Action::Restore { .. } => "release",

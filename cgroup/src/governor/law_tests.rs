@@ -37,7 +37,7 @@ fn a_fast_hog_is_braked_frozen_and_evicted_and_nobody_else() {
     sim.run(seconds(40));
     assert_eq!(sim.names(), ["web", "quiet"]);
     let acts = sim.ordered(Resource::Memory);
-    assert_eq!(acts, ["brake_memory", "freeze", "thaw", "evict", "kill"], "{:#?}", sim.orders);
+    assert_eq!(acts, ["memory_high", "freeze", "thaw", "evict", "kill"], "{:#?}", sim.orders);
     let touched: BTreeSet<_> = sim.orders.iter().map(|(_, order)| order.action.target().clone()).collect();
     assert_eq!(touched.len(), 1, "{touched:?}");
     assert!(sim.touched.is_empty(), "{:?}", sim.touched);
@@ -126,7 +126,7 @@ fn all_pods_write_less_when_the_card_is_slow_for_us_and_as_before_when_it_is_not
     sim.run(seconds(2));
     sim.sample.write_age = seconds(2);
     sim.run(seconds(20));
-    assert_eq!(&sim.ordered(Resource::Io)[..2], ["brake_io", "freeze"], "{:#?}", sim.orders);
+    assert_eq!(&sim.ordered(Resource::Io)[..2], ["io_max", "freeze"], "{:#?}", sim.orders);
     assert!(sim.law.stance().no_pulls);
     sim.sample.write_age = Duration::from_millis(5);
     sim.actors[0].writes = 0;
@@ -154,7 +154,7 @@ fn the_processor_is_taken_from_best_effort_first_and_nobody_is_ended_for_it() {
         sim.actors[0].pod.used.cpu_us += 100_000;
         sim.tick();
     }
-    assert_eq!(sim.ordered(Resource::Cpu), ["idle_cpu", "brake_cpu"], "{:#?}", sim.orders);
+    assert_eq!(sim.ordered(Resource::Cpu), ["cpu_idle", "cpu_max"], "{:#?}", sim.orders);
     assert_eq!(sim.touched.len(), 3);
     sim.run(seconds(10));
     assert!(sim.touched.is_empty(), "{:?}", sim.touched);

@@ -74,6 +74,14 @@ impl Signal {
         self.rule().name
     }
 
+    /// A value of this signal with its unit.
+    pub fn words(self, value: f64) -> String {
+        match self {
+            Signal::Avail => format!("1/{:.1} of what should be available", value.max(0.01)),
+            _ => format!("{value:.1}{}", self.rule().unit),
+        }
+    }
+
     fn rule(self) -> &'static Rule {
         &RULES[self as usize]
     }

@@ -62,8 +62,9 @@ impl Prober {
         self.changed.notified().await;
     }
 
-    /// Starts and ends probes so that they fit what runs. A stopping pod keeps only its readiness probes.
-    pub fn sync(&mut self, pod: &Arc<Pod>, seen: &ObservedPod, address: &str, stopping: bool) {
+    /// Starts and ends probes so that they fit what runs. A stopping pod keeps only its readiness probes; one that stands still is
+    /// not asked, for it cannot answer.
+    pub fn sync(&mut self, pod: &Arc<Pod>, seen: &ObservedPod, address: &str, stopping: bool, frozen: bool) {
         if self.uid.is_empty() {
             self.uid.clone_from(&pod.metadata.uid);
         }
@@ -72,7 +73,7 @@ impl Prober {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let candidates = pod.spec.init_containers.iter().filter(|c| c.is_sidecar()).chain(&pod.spec.containers);
         for container in candidates {
-            let Some(instance) = seen.container(&container.name).filter(|c| c.state == ContainerState::ContainerRunning) else {
+            let Some(instance) = seen.container(&container.name).filter(|c| c.state == ContainerState::ContainerRunning && !frozen) else {
                 continue;
             };
             let started = health.started(pod, container, &instance.id);

@@ -3,7 +3,7 @@
 use super::Facts;
 use super::phase::Phase;
 use crate::api::pod::{ContainerStatus, PodCondition};
-use crate::pod::time;
+use crate::pod::{governed, time};
 
 const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
@@ -35,10 +35,24 @@ pub(super) fn derive(
     up: bool,
 ) -> Vec<PodCondition> {
     let ready_containers = containers_ready(facts, phase, init, regular);
-    let ready = if ready_containers.holds { gates(facts) } else { no(ready_containers.reason, ready_containers.message.clone()) };
+    let frozen = facts.frozen.filter(|_| !phase.is_terminal());
+    let ready = if let Some(why) = frozen {
+        no(governed::FROZEN, why.to_owned())
+    } else if ready_containers.holds {
+        gates(facts)
+    } else {
+        no(ready_containers.reason, ready_containers.message.clone())
+    };
     let sandbox = Verdict { holds: up, reason: "", message: String::new() };
     let verdicts = [sandbox, initialized(facts, phase, init, regular), ready, ready_containers, yes()];
     let foreign = facts.pod.status.conditions.iter().filter(|c| !is_own(&c.kind)).cloned();
+    let disrupted = facts.cause.filter(|cause| cause.reason == governed::EVICTED).map(|cause| Verdict {
+        holds: true,
+        reason: governed::TERMINATION_BY_KUBELET,
+        message: cause.message.to_owned(),
+    });
+    let disrupted = disrupted.map(|verdict| condition(facts, governed::DISRUPTION_TARGET, verdict));
+    let foreign = foreign.filter(|c| disrupted.is_none() || c.kind != governed::DISRUPTION_TARGET).chain(disrupted.clone());
     foreign.chain(OWN.iter().zip(verdicts).map(|(kind, verdict)| condition(facts, kind, verdict))).collect()
 }
 

@@ -34,6 +34,8 @@ pub struct Facts<'a> {
     pub cause: Option<Cause<'a>>,
     /// It must end: deleted, deadline, eviction. Nothing will be started.
     pub stopping: bool,
+    /// The governor holds it still; why.
+    pub frozen: Option<&'a str>,
     pub now: Nanos,
 }
 
