@@ -27,7 +27,7 @@ pub struct Features {
     pub swap_max: bool,
     /// `memory.reclaim` (Linux 5.19)
     pub reclaim: bool,
-    /// `memory.reclaim` takes `swappiness=` (Linux 6.9).
+    /// `memory.reclaim` takes `swappiness=`.
     pub reclaim_swappiness: bool,
     /// `cpu.max`
     pub cpu_max: bool,

@@ -187,7 +187,7 @@ fn chunk(reclaim: &mut Reclaim, swappiness: &mut bool) -> bool {
     }
 }
 
-/// `swappiness=0` is understood since Linux 6.9; before, what may be swapped may be swapped.
+/// Kernels that do not know `swappiness=` take it for a mistake; with them, what may be swapped may be swapped.
 fn ask(path: &Path, bytes: u64, files_only: bool, swappiness: &mut bool) -> std::io::Result<()> {
     let write = |text: &str| {
         std::fs::OpenOptions::new().write(true).open(path).and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))

@@ -201,7 +201,7 @@ impl Rule {
         format!("{kind} {} {}\0", self.stall_ms * window_ms * 1000 / self.window_ms, window_ms * 1000)
     }
 
-    /// What to try: as wanted; no shorter than kernels before 6.6 allow; and as an unprivileged process may, in multiples of two seconds.
+    /// What to try: as wanted; no shorter than older kernels allow; and as an unprivileged process may, in multiples of two seconds.
     fn windows(self) -> [u64; 3] {
         [self.window_ms, self.window_ms.max(500), self.window_ms.max(500).next_multiple_of(2000)]
     }
