@@ -5,9 +5,12 @@
 //! skipped, not made. A promise (`memory.min`) holds only if every ancestor promises as much as all below it together, so ancestors
 //! are raised along with it and read back too (governor reference, section 2.2).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::io::IoMax;
 use crate::limits::{self, Limits, Write};
 use crate::slice::Manager;
 use crate::{Controller, Hierarchy, Result};
@@ -34,11 +37,11 @@ pub struct Held {
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
     /// As in [`Held`].
-    pub scope: String,
+    pub scope: Cow<'static, str>,
     /// Path of the group.
     pub group: String,
     /// `min`, `low`, `high`, `max`, `swap_max` in bytes, `pids`, `cpu_weight`, `io_read_bps` and so on. No limit is left out.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// As it was read from the kernel.
     pub value: u64,
     /// The governor has the file for now.
@@ -68,9 +71,19 @@ struct Entry {
     found: Vec<Option<String>>,
 }
 
+/// The group that pulls images, and what it may write meanwhile.
+#[derive(Debug)]
+struct Pulls {
+    group: String,
+    unit: bool,
+    disks: Vec<IoMax>,
+    limited: bool,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     entries: Vec<Entry>,
+    pulls: Option<Pulls>,
     lent: BTreeSet<(String, String)>,
     /// Ancestors of promises and what they have to promise at least.
     ancestors: BTreeMap<String, u64>,
@@ -82,11 +95,13 @@ pub struct Standing {
     hierarchy: Hierarchy,
     manager: Option<Manager>,
     inner: Mutex<Inner>,
+    /// Images that are being pulled.
+    pulling: AtomicUsize,
 }
 
 impl Standing {
     pub(crate) fn new(hierarchy: Hierarchy, manager: Option<Manager>) -> Standing {
-        Standing { hierarchy, manager, inner: Mutex::default() }
+        Standing { hierarchy, manager, inner: Mutex::default(), pulling: AtomicUsize::new(0) }
     }
 
     /// Whether systemd runs this machine, so that units can be told.
@@ -105,7 +120,10 @@ impl Standing {
     /// Applies the limits and keeps them standing. Returns the controllers that are not available. A group that does not exist
     /// is remembered and gets them when it does.
     pub fn hold(&self, held: Held) -> Result<Vec<Controller>> {
-        let mut inner = self.lock();
+        self.hold_in(&mut self.lock(), held)
+    }
+
+    fn hold_in(&self, inner: &mut Inner, held: Held) -> Result<Vec<Controller>> {
         let writes = limits::writes(&held.limits, |controller| self.hierarchy.is_v2(controller));
         inner.entries.retain(|entry| entry.held.group != held.group || entry.held.part != held.part);
         let mut entry = Entry { found: vec![None; writes.len()], writes, held };
@@ -162,6 +180,35 @@ impl Standing {
         self.hierarchy.dir(write.controller, group).ok()?.read(write.file).ok()
     }
 
+    /// While images are pulled, `group` (containerd's, `unit` if it is a service) writes no more to `disks` than pods may. A limit that an
+    /// earlier agent left is taken off.
+    pub fn limit_pulls(&self, group: &str, unit: bool, disks: Vec<IoMax>) -> Result<()> {
+        let mut inner = self.lock();
+        let leftover = self.hierarchy.is_v2(Controller::Io)
+            && self.hierarchy.dir(Controller::Io, group).is_ok_and(|dir| dir.read("io.max").is_ok_and(|text| text.contains("wbps=")));
+        inner.pulls = Some(Pulls { group: group.to_owned(), unit, disks, limited: leftover });
+        self.sync_pulls_in(&mut inner)
+    }
+
+    /// A pull begins or ends. Returns whether [`Standing::sync_pulls`] has something to do.
+    pub fn set_pulling(&self, on: bool) -> bool {
+        if on { self.pulling.fetch_add(1, Ordering::Relaxed) == 0 } else { self.pulling.fetch_sub(1, Ordering::Relaxed) == 1 }
+    }
+
+    /// Sets the limit of pulls as it is to be now; does nothing when it is. Blocks.
+    pub fn sync_pulls(&self) -> Result<()> {
+        self.sync_pulls_in(&mut self.lock())
+    }
+
+    fn sync_pulls_in(&self, inner: &mut Inner) -> Result<()> {
+        let limited = self.pulling.load(Ordering::Relaxed) > 0;
+        let Some(pulls) = inner.pulls.as_mut().filter(|pulls| pulls.limited != limited && !pulls.disks.is_empty()) else { return Ok(()) };
+        pulls.limited = limited;
+        let limits = Limits { io_max: pulls.disks.iter().map(|disk| disk.of_pulls(limited)).collect(), ..Limits::default() };
+        let held = Held { scope: "runtime", part: "pulls", group: pulls.group.clone(), limits, unit: pulls.unit, gentle: false };
+        self.hold_in(inner, held).map(drop)
+    }
+
     /// Stops watching `part` of `group`, and leaves its values.
     pub fn release(&self, group: &str, part: &str) {
         self.lock().entries.retain(|entry| entry.held.group != group || entry.held.part != part);
@@ -177,8 +224,12 @@ impl Standing {
     pub fn lend(&self, group: &str, file: &str) -> Vec<String> {
         let mut inner = self.lock();
         inner.lent.insert((group.to_owned(), file.to_owned()));
-        let of_group = inner.entries.iter().filter(|entry| entry.held.group == group);
-        of_group.flat_map(|entry| &entry.writes).filter(|write| write.file == file).map(|write| write.value.clone()).collect()
+        originals(&inner, group, file)
+    }
+
+    /// What the file is to hold, without borrowing it.
+    pub fn original(&self, group: &str, file: &str) -> Vec<String> {
+        originals(&self.lock(), group, file)
     }
 
     /// Takes the file back and writes what is to stand there.
@@ -196,7 +247,7 @@ impl Standing {
     /// Reads every file, writes again what others changed, and says what that was.
     pub fn verify(&self) -> Vec<Drift> {
         let mut inner = self.lock();
-        let Inner { entries, lent, ancestors } = &mut *inner;
+        let Inner { entries, lent, ancestors, .. } = &mut *inner;
         let mut drift = Vec::new();
         for entry in entries.iter_mut() {
             self.verify_entry(entry, lent, &mut drift);
@@ -224,6 +275,13 @@ impl Standing {
     }
 
     fn verify_entry(&self, entry: &mut Entry, lent: &BTreeSet<(String, String)>, drift: &mut Vec<Drift>) {
+        if entry.found.iter().all(Option::is_none) {
+            // The group was not there before: nobody changed anything.
+            if let Err(error) = self.apply_entry(entry) {
+                tracing::debug!(group = %entry.held.group, %error, "limits of a group not set");
+            }
+            return;
+        }
         let held = &entry.held;
         let is_lent = |write: &Write| !lent.is_empty() && lent.contains(&(held.group.clone(), write.file.to_owned()));
         let mut changed = Vec::new();
@@ -279,9 +337,9 @@ impl Standing {
                 let lent = inner.lent.contains(&(entry.held.group.clone(), write.file.to_owned()));
                 for (kind, value) in values(write, found) {
                     list.push(Applied {
-                        scope: entry.held.scope.to_owned(),
+                        scope: Cow::Borrowed(entry.held.scope),
                         group: entry.held.group.clone(),
-                        kind: kind.to_owned(),
+                        kind: Cow::Borrowed(kind),
                         value,
                         lent,
                     });
@@ -324,6 +382,11 @@ impl Standing {
             (found < min).then(|| format!("memory.min of {ancestor} is {found}, so the {min} promised to {group} do not hold"))
         })
     }
+}
+
+fn originals(inner: &Inner, group: &str, file: &str) -> Vec<String> {
+    let of_group = inner.entries.iter().filter(|entry| entry.held.group == group);
+    of_group.flat_map(|entry| &entry.writes).filter(|write| write.file == file).map(|write| write.value.clone()).collect()
 }
 
 /// The groups above `group`, nearest first, without the root, which has no promises to make.

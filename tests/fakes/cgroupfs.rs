@@ -39,6 +39,7 @@ const V2: &[(&str, &str)] = &[
     ("io.stat", ""),
     ("memory.current", "0"),
     ("memory.min", "0"),
+    ("memory.low", "0"),
     ("memory.high", "max"),
     ("memory.max", "max"),
     ("memory.reclaim", ""),
