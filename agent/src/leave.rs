@@ -158,7 +158,8 @@ async fn stop_agent(config: &Config) -> anyhow::Result<()> {
 }
 
 fn remove_network(config: &Config) -> anyhow::Result<()> {
-    network::cni::remove_conflist(&config.cni_conf_dir)?;
+    let conf_dir = if config.cni_conf_dir.as_os_str().is_empty() { Path::new(crate::app::SYSTEM_CNI) } else { &config.cni_conf_dir };
+    network::cni::remove_conflist(conf_dir)?;
     network::Routes::open(network::routes::PROTOCOL)?.remove()?;
     network::Firewall::new(&config.node_name).remove()?;
     network::delete_interface(&config.bridge)?;

@@ -74,6 +74,13 @@ impl Client {
         unary("Status", "", CALL, request, |r| async move { self.runtime().status(r).await }).await
     }
 
+    /// The directory containerd reads network configuration from; `None` for a runtime that does not say.
+    pub async fn cni_conf_dir(&self) -> Result<Option<PathBuf>> {
+        let request = cri::StatusRequest { verbose: true };
+        let answer = unary("Status", "", CALL, request, |r| async move { self.runtime().status(r).await }).await?;
+        Ok(answer.info.get("config").and_then(|config| conf_dir_of(config)))
+    }
+
     /// Tells the runtime this node's pod address range. containerd uses it only with a CNI template configured.
     pub async fn update_runtime_config(&self, pod_cidr: &str) -> Result<()> {
         let request = cri::UpdateRuntimeConfigRequest {
@@ -93,6 +100,13 @@ impl Client {
             Err(e) => Err(e),
         }
     }
+}
+
+/// `cni.confDir` in the configuration containerd shows of itself.
+fn conf_dir_of(config: &str) -> Option<PathBuf> {
+    let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    let dir = config.get("cni")?.get("confDir")?.as_str()?;
+    (!dir.is_empty()).then(|| PathBuf::from(dir))
 }
 
 /// What containerd's CRI service says of itself until it has loaded its sandboxes and containers.
@@ -151,5 +165,19 @@ pub(crate) fn gone_is_done<T: Default>(answer: Result<T>) -> Result<()> {
         Ok(_) => Ok(()),
         Err(e) if e.is_not_found() => Ok(()),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_directory_is_what_containerd_says() {
+        let shown = r#"{"containerd":{"snapshotter":"overlayfs"},"cni":{"binDir":"/usr/lib/cni","confDir":"/var/lib/edge-agent/agent/etc/cni/net.d","maxConfNum":1}}"#;
+        assert_eq!(conf_dir_of(shown), Some(PathBuf::from("/var/lib/edge-agent/agent/etc/cni/net.d")));
+        for other in ["", "{}", r#"{"cni":{}}"#, r#"{"cni":{"confDir":""}}"#, r#"{"cni":{"confDir":1}}"#] {
+            assert_eq!(conf_dir_of(other), None, "{other}");
+        }
     }
 }

@@ -13,10 +13,14 @@ use crate::config::{CgroupDriver, Config, ContainerdMode};
 use crate::registries;
 
 const SYSTEM_SOCKET: &str = "/run/containerd/containerd.sock";
+/// Where a runtime that does not say reads network configuration from.
+pub(crate) const SYSTEM_CNI: &str = "/etc/cni/net.d";
 
 /// A runtime that answers.
 pub(super) struct Runtime {
     pub client: runtime::Client,
+    /// Where it reads network configuration from.
+    pub cni_conf_dir: PathBuf,
     /// Restarts our own containerd when it ends; nothing for a foreign one. Dropping it stops no containerd.
     pub keeper: Option<Keeper>,
 }
@@ -30,20 +34,44 @@ impl Drop for Keeper {
     }
 }
 
-/// Decides, and completes the paths that depend on it: a system's containerd reads the system's CNI directory.
+/// Decides, and completes the paths that depend on it. Where a system's containerd does not answer yet, `cni_conf_dir` stays empty.
 pub(crate) async fn choose(config: &mut Config) {
     let system = match config.containerd {
         ContainerdMode::System => true,
         ContainerdMode::Managed => false,
         ContainerdMode::Auto => config.container_runtime_endpoint.is_some() || answers(Path::new(SYSTEM_SOCKET)).await,
     };
+    let unset = config.cni_conf_dir.as_os_str().is_empty();
     if system {
-        config.container_runtime_endpoint.get_or_insert_with(|| PathBuf::from(SYSTEM_SOCKET));
-        if config.cni_conf_dir.as_os_str().is_empty() {
-            config.cni_conf_dir = PathBuf::from("/etc/cni/net.d");
+        let socket = config.container_runtime_endpoint.get_or_insert_with(|| PathBuf::from(SYSTEM_SOCKET)).clone();
+        if unset && socket.exists() {
+            let client = runtime::Client::connect(&socket);
+            if let Ok(Ok(dir)) = tokio::time::timeout(Duration::from_secs(3), client.cni_conf_dir()).await {
+                config.cni_conf_dir = dir.unwrap_or_else(|| PathBuf::from(SYSTEM_CNI));
+            }
         }
-    } else if config.cni_conf_dir.as_os_str().is_empty() {
+    } else if unset {
         config.cni_conf_dir = config.data_dir.join("agent/etc/cni/net.d");
+    }
+}
+
+/// Where a system's containerd reads network configuration from: it is asked, as our drop-in and its owner may both have set it.
+async fn cni_conf_dir(client: &runtime::Client, config: &Config) -> PathBuf {
+    if !config.cni_conf_dir.as_os_str().is_empty() {
+        return config.cni_conf_dir.clone();
+    }
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    loop {
+        // It answers this once it has loaded its sandboxes.
+        match tokio::time::timeout(Duration::from_secs(5), client.cni_conf_dir()).await {
+            Ok(Ok(dir)) => return dir.unwrap_or_else(|| PathBuf::from(SYSTEM_CNI)),
+            Ok(Err(error)) => tracing::debug!(
+                error = crate::telemetry::chain(&error),
+                "container runtime does not say where it reads network configuration"
+            ),
+            Err(_) => {}
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
     }
 }
 
@@ -66,14 +94,15 @@ pub(super) async fn start(config: &Config, machine: &Prepared) -> anyhow::Result
         let client = runtime::Client::connect(socket);
         wait(&client, socket).await;
         check_driver(&client, config).await?;
-        return Ok(Runtime { client, keeper: None });
+        let cni_conf_dir = cni_conf_dir(&client, config).await;
+        return Ok(Runtime { client, cni_conf_dir, keeper: None });
     }
     std::fs::create_dir_all(&config.cni_conf_dir).with_context(|| format!("making {}", config.cni_conf_dir.display()))?;
     let mut options = options(config, machine);
     options.registry_config = registries::write(config.registries_file.as_deref(), certs_dir(config))?;
     let managed = Managed::start(&options).await.context("starting a containerd of our own")?;
     let client = managed.client();
-    Ok(Runtime { client, keeper: Some(Keeper(crate::task::spawn(managed.keep(options)))) })
+    Ok(Runtime { client, cni_conf_dir: config.cni_conf_dir.clone(), keeper: Some(Keeper(crate::task::spawn(managed.keep(options)))) })
 }
 
 /// How registries are reached, for containerd's `config_path`; read at each pull.
