@@ -9,6 +9,7 @@ mod kubectl;
 mod kubelet;
 mod node_loss;
 mod offline;
+mod packages;
 mod prometheus;
 mod registry;
 mod reservation;
