@@ -64,7 +64,7 @@ fn a_file_that_is_lent_is_left_alone_until_it_comes_back() {
     let (fake, tree) = tree(Kind::V2, &[]);
     let standing = tree.standing();
     let high = (644 * MIB).to_string();
-    assert_eq!(standing.lend("/edge/kubepods/besteffort", "memory.high"), [high.clone()]);
+    assert_eq!(standing.lend("/edge/kubepods/besteffort", "memory.high"), std::slice::from_ref(&high));
     fake.set("unified", "/edge/kubepods/besteffort", "memory.high", "1000000");
     assert_eq!(standing.verify(), []);
     let lent: Vec<_> =

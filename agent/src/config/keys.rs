@@ -76,6 +76,7 @@ pub(super) const KEYS: &[(&str, Use)] = &[
     ("tunnel-ping-wait", Yes),
     ("node-password-file", Yes),
     ("certificate-renewal", Yes),
+    ("governor", Yes),
     ("reserve-scale", Yes),
     ("allow-unprotected", Yes),
 ];

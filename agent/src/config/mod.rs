@@ -92,8 +92,8 @@ pub struct Config {
     pub registries_file: Option<PathBuf>,
     /// Directories whose image tarballs are imported before pods start.
     pub image_dirs: Vec<PathBuf>,
-    /// Images pulled one at a time (kubelet-arg `serialize-image-pulls`).
-    pub serialize_image_pulls: bool,
+    /// Images pulled one at a time (kubelet-arg `serialize-image-pulls`); None: as the machine's size asks for.
+    pub serialize_image_pulls: Option<bool>,
 
     /// Pods this node takes (kubelet-arg `max-pods`); None: formula of the reservation.
     pub max_pods: Option<u32>,
@@ -104,6 +104,8 @@ pub struct Config {
     pub kube_reserved: BTreeMap<String, String>,
     /// kubelet-arg `eviction-hard`: signal to quantity or percentage.
     pub eviction_hard: BTreeMap<String, String>,
+    /// `governor`: `enforce`, `observe` or `static`.
+    pub governor: GovernorWish,
     /// `reserve-scale`: the computed reservation is that many times larger, 0.5 to 3.
     pub reserve_scale: f64,
     /// `allow-unprotected`: pods without requests run even where nothing protects the node from them.
@@ -148,6 +150,17 @@ pub struct Taint {
     pub key: String,
     pub value: String,
     pub effect: String,
+}
+
+/// What the governor does with what it sees (`governor`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GovernorWish {
+    /// Acts, where the machine offers what that takes.
+    Enforce,
+    /// Decides and tells, changes nothing.
+    Observe,
+    /// Does not run: the reservations stand alone.
+    Static,
 }
 
 /// Who manages cgroups (kubelet-arg `cgroup-driver`).
@@ -209,12 +222,13 @@ impl Config {
             pause_image: DEFAULT_PAUSE_IMAGE.to_owned(),
             registries_file: None,
             image_dirs: Vec::new(),
-            serialize_image_pulls: false,
+            serialize_image_pulls: Some(false),
             max_pods: Some(110),
             pod_pids_limit: None,
             system_reserved: BTreeMap::new(),
             kube_reserved: BTreeMap::new(),
             eviction_hard: BTreeMap::new(),
+            governor: GovernorWish::Static,
             reserve_scale: 1.0,
             allow_unprotected: false,
             best_effort_refused: None,

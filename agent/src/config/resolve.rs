@@ -11,7 +11,7 @@ use super::layers::Layers;
 use super::names::{is_name, is_qualified, is_subdomain, node_may_set};
 use super::published::{public_args, public_env};
 use super::values::Resolver;
-use super::{CgroupDriver, Config, ContainerdMode, DEFAULT_PAUSE_IMAGE, Input, Problems, Redacted, Taint, kubelet_args};
+use super::{CgroupDriver, Config, ContainerdMode, DEFAULT_PAUSE_IMAGE, GovernorWish, Input, Problems, Redacted, Taint, kubelet_args};
 use crate::api::quantity::Quantity;
 
 pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems) -> Result<(Config, Vec<String>), Problems> {
@@ -136,12 +136,13 @@ pub(super) fn resolve(layers: &Layers, input: &Input<'_>, mut problems: Problems
         pause_image: r.text("pause-image").filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_PAUSE_IMAGE.to_owned()),
         registries_file: r.registries(),
         image_dirs: vec![data_dir.join("images"), data_dir.join("agent/images")],
-        serialize_image_pulls: r.arg_parsed::<bool>("serialize-image-pulls", "true or false").unwrap_or(false),
+        serialize_image_pulls: r.arg_parsed::<bool>("serialize-image-pulls", "true or false"),
         max_pods: r.arg_parsed::<u32>("max-pods", "a number of pods"),
         pod_pids_limit: r.arg_parsed::<i64>("pod-max-pids", "a number of processes").filter(|limit| *limit > 0),
         system_reserved: r.reserved("system-reserved"),
         kube_reserved: r.reserved("kube-reserved"),
         eviction_hard: r.eviction(),
+        governor: governor(&mut r),
         reserve_scale: reserve_scale(&mut r),
         allow_unprotected: r.parsed::<bool>("allow-unprotected", "true or false").unwrap_or(false),
         best_effort_refused: None,
@@ -171,6 +172,18 @@ fn certificate_renewal(r: &mut Resolver<'_>) -> f64 {
         r.bad("certificate-renewal", &share.to_string(), "is not between 0 (renew at once and every minute, for tests) and 0.95");
     }
     share
+}
+
+fn governor(r: &mut Resolver<'_>) -> GovernorWish {
+    match r.text("governor").as_deref() {
+        None | Some("enforce") => GovernorWish::Enforce,
+        Some("observe") => GovernorWish::Observe,
+        Some("static") => GovernorWish::Static,
+        Some(other) => {
+            r.bad("governor", other, "is none of enforce, observe, static");
+            GovernorWish::Static
+        }
+    }
 }
 
 fn reserve_scale(r: &mut Resolver<'_>) -> f64 {

@@ -84,6 +84,7 @@ fn every_bad_line_is_named_with_its_value_and_a_remedy() {
         ),
         ("data-dir: here", "config.yaml: data-dir: here is not an absolute path"),
         ("containerd: docker", "config.yaml: containerd: docker is none of auto, managed, system"),
+        ("governor: loud", "config.yaml: governor: loud is none of enforce, observe, static"),
         ("reserve-scale: double", "config.yaml: reserve-scale: double is not a number such as 1.5"),
         ("reserve-scale: 30", "config.yaml: reserve-scale: 30 is not between 0.5 and 3; 1 is what the board's size asks for"),
         ("reserve-scale: NaN", "config.yaml: reserve-scale: NaN is not between 0.5 and 3; 1 is what the board's size asks for"),

@@ -64,6 +64,8 @@ pub struct Deps {
     pub kubelet_port: u16,
     /// Something about runtime or network changed: look now.
     pub look: Arc<Notify>,
+    /// Conditions that other parts know.
+    pub extra: watch::Receiver<Vec<status::Extra>>,
     pub started: Instant,
 }
 
@@ -199,6 +201,7 @@ impl Loop {
         let selector = format!("fieldSelector=metadata.name%3D{}", query_escape(self.name()));
         let mut nodes = self.deps.client.watch::<Node>("/api/v1/nodes", &selector);
         let look = Arc::clone(&self.deps.look);
+        let mut extra = self.deps.extra.clone();
         let fast_until = Instant::now() + FAST_FOR;
         loop {
             let ready = *self.out.ready.borrow() == Some(true);
@@ -211,6 +214,7 @@ impl Loop {
                     }
                 }
                 () = look.notified() => {}
+                Ok(()) = extra.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
             self.look_at_runtime().await;
@@ -274,6 +278,7 @@ impl Loop {
 
     fn compute(&mut self) -> (Map<String, Value>, Vec<NodeCondition>) {
         let pressure = self.pressure();
+        let extra = self.deps.extra.borrow_and_update().clone();
         let facts = Facts {
             machine: &self.deps.machine,
             runtime: &self.runtime,
@@ -282,6 +287,7 @@ impl Loop {
             kubelet_version: &self.version,
             kubelet_port: self.deps.kubelet_port,
             pressure,
+            extra: &extra,
         };
         (status::body(&facts), status::conditions(&facts, &self.conditions, &clock::now()))
     }

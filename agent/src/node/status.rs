@@ -33,6 +33,18 @@ pub struct Facts<'a> {
     pub kubelet_port: u16,
     /// (memory, disk, process ids)
     pub pressure: Pressure,
+    /// What other parts know.
+    pub extra: &'a [Extra],
+}
+
+/// A condition that another part of the agent knows. One of the kubelet's four becomes true with it; another one is shown while it
+/// holds, and as false after it held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extra {
+    pub kind: String,
+    pub holds: bool,
+    pub reason: String,
+    pub message: String,
 }
 
 /// Which resources are short right now.
@@ -88,7 +100,7 @@ pub fn body(facts: &Facts<'_>) -> Map<String, Value> {
     map
 }
 
-/// The four conditions, in the kubelet's order; transition times move only when a status flips.
+/// The four conditions, in the kubelet's order, and others'; transition times move only when a status flips.
 pub fn conditions(facts: &Facts<'_>, previous: &[NodeCondition], now: &str) -> Vec<NodeCondition> {
     let pressure = |kind: &str, bad: bool, good: (&str, &str), worse: (&str, &str)| {
         let (reason, message) = if bad { worse } else { good };
@@ -105,7 +117,7 @@ pub fn conditions(facts: &Facts<'_>, previous: &[NodeCondition], now: &str) -> V
         [one] => ("KubeletNotReady", (*one).to_owned()),
         many => ("KubeletNotReady", format!("[{}]", many.join(", "))),
     };
-    vec![
+    let mut all = vec![
         pressure(
             "MemoryPressure",
             facts.pressure.memory,
@@ -125,7 +137,18 @@ pub fn conditions(facts: &Facts<'_>, previous: &[NodeCondition], now: &str) -> V
             ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
         ),
         condition(previous, "Ready", missing.is_empty(), reason, &message, now),
-    ]
+    ];
+    for extra in facts.extra {
+        let at = all.iter().position(|known| known.kind == extra.kind);
+        let said = || condition(previous, &extra.kind, extra.holds, &extra.reason, &extra.message, now);
+        match at {
+            Some(at) if extra.holds => all[at] = said(),
+            Some(_) => {}
+            None if extra.holds || previous.iter().any(|before| before.kind == extra.kind) => all.push(said()),
+            None => {}
+        }
+    }
+    all
 }
 
 fn condition(previous: &[NodeCondition], kind: &str, holds: bool, reason: &str, message: &str, now: &str) -> NodeCondition {
@@ -185,7 +208,26 @@ mod tests {
             kubelet_version: "v1.36.3+edge1",
             kubelet_port: 10250,
             pressure: Pressure::default(),
+            extra: &[],
         }
+    }
+
+    #[test]
+    fn others_conditions_are_shown_while_they_hold_and_taken_back() {
+        let machine = Machine::default();
+        let runtime = RuntimeFacts::default();
+        let capacity: ResourceList = [("ephemeral-storage".to_owned(), "1Gi".into())].into();
+        let extra = |kind: &str, holds| Extra { kind: kind.to_owned(), holds, reason: "R".to_owned(), message: "m".to_owned() };
+        let show = |extra: &[Extra], previous: &[NodeCondition], now: &str| {
+            conditions(&Facts { extra, ..facts(&machine, &runtime, &capacity) }, previous, now)
+        };
+        assert_eq!(show(&[extra("GovernorDegraded", false)], &[], "T1").len(), 4, "what never held is not mentioned");
+        let held = show(&[extra("GovernorDegraded", true), extra("MemoryPressure", true)], &[], "T1");
+        assert_eq!((held[4].kind.as_str(), held[4].status.as_str(), held[4].reason.as_str()), ("GovernorDegraded", "True", "R"));
+        assert_eq!((held.len(), held[0].status.as_str(), held[0].reason.as_str()), (5, "True", "R"));
+        let over = show(&[extra("GovernorDegraded", false), extra("MemoryPressure", false)], &held, "T2");
+        assert_eq!((over[4].status.as_str(), over[4].last_transition_time.as_deref()), ("False", Some("T2")));
+        assert_eq!((over[0].status.as_str(), over[0].reason.as_str()), ("False", "KubeletHasSufficientMemory"));
     }
 
     #[test]
