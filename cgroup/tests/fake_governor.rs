@@ -293,6 +293,26 @@ fn reclaim_asks_in_pieces_and_for_files_only_where_the_kernel_can() {
 }
 
 #[test]
+fn a_refused_setting_is_not_held() {
+    let machine = Machine::new(Kind::V2);
+    let mut hands = machine.actuator();
+    let target = pod(QosClass::BestEffort);
+    hands.apply(&set(&target, Setting::SwapMax(8 * MIB))).unwrap();
+    let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();
+    // Takes every value and holds none of them.
+    let broken = |file: &str| {
+        std::fs::remove_file(dir.path().join(file)).unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join(file)).unwrap();
+    };
+    broken("cpu.max");
+    assert!(matches!(hands.apply(&set(&target, Setting::CpuMax(20_000))), Err(cgroup::Error::NotApplied { .. })));
+    broken("memory.swap.max");
+    assert!(matches!(hands.apply(&set(&target, Setting::SwapMax(4 * MIB))), Err(cgroup::Error::NotApplied { .. })));
+    let held: Vec<_> = hands.held().iter().filter(|held| held.knob == Knob::SwapMax).map(|held| held.set.clone()).collect();
+    assert_eq!(held, ["8388608"]);
+}
+
+#[test]
 fn a_disk_that_is_not_known_and_v1_are_refused_with_words_and_nothing_is_held() {
     let machine = Machine::new(Kind::V2);
     let mut hands = Actuator::new(machine.tree.clone(), ActuatorOptions { disk: None, run_dir: machine.run.path().into() });

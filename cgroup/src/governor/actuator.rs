@@ -86,7 +86,7 @@ pub struct Actuator {
 impl Actuator {
     /// Holds nothing. Call [`super::recover`] first: what an earlier governor left would count as the original.
     pub fn new(tree: PodTree, options: ActuatorOptions) -> Actuator {
-        Actuator { tree, disk: options.disk, ledger: Ledger::new(&options.run_dir), reclaimer: Reclaimer::default() }
+        Actuator { tree, disk: options.disk, ledger: Ledger::new(&options.run_dir), reclaimer: Reclaimer::new() }
     }
 
     /// What does not have its own value now.
@@ -149,7 +149,7 @@ impl Actuator {
     /// Whether the knob had to be set again.
     fn again(&mut self, dir: &CgroupDir, held: &Hold) -> Result<bool> {
         let now = knob::read(dir, held.knob, self.disk.as_deref())?;
-        if knob::same(held.knob, &held.set, &now) {
+        if knob::same(held.knob, &held.set, &now) || (held.knob == Knob::MemoryHigh && self.reclaimer.is_at(dir)) {
             return Ok(false);
         }
         let held = self.take_over(dir, held.clone(), now)?;
@@ -183,7 +183,8 @@ impl Actuator {
         let dir = knob::dir(self.tree.hierarchy(), &group, knob)?;
         let wanted = knob::text(setting, self.disk.as_deref())?;
         let before = knob::read(&dir, knob, self.disk.as_deref())?;
-        match self.ledger.find(target, knob).filter(|held| !self.was_released(&dir, held)).cloned() {
+        let known = self.ledger.find(target, knob).filter(|held| !self.was_released(&dir, held)).cloned();
+        match known.clone() {
             None => {
                 // Of an earlier governor, if recovery failed.
                 let original = ledger::original(&dir, knob).unwrap_or_else(|| before.clone());
@@ -197,19 +198,37 @@ impl Actuator {
                 }
             }
             Some(held) => {
-                let mut held = if knob::same(knob, &held.set, &before) { held } else { self.take_over(&dir, held, before.clone())? };
+                let ours = knob::same(knob, &held.set, &before) || (knob == Knob::MemoryHigh && self.reclaimer.is_at(&dir));
+                let mut held = if ours { held } else { self.take_over(&dir, held, before.clone())? };
                 held.set.clone_from(&wanted);
                 self.note(|ledger| ledger.put(held));
             }
         }
-        let (now, settled) = match setting {
-            Setting::MemoryHigh(_) => self.lower(&dir, &wanted)?,
-            Setting::Freeze => (knob::set(&dir, knob, &wanted, None)?, stands_still(&dir)),
+        let done = match setting {
+            Setting::MemoryHigh(_) => self.lower(&dir, &wanted),
+            Setting::Freeze => knob::set(&dir, knob, &wanted, None).map(|now| (now, stands_still(&dir))),
             Setting::SwapMax(_) | Setting::CpuMax(_) | Setting::CpuIdle | Setting::IoMax(_) => {
-                (knob::set(&dir, knob, &wanted, self.disk.as_deref())?, true)
+                knob::set(&dir, knob, &wanted, self.disk.as_deref()).map(|now| (now, true))
             }
         };
-        Ok(Done::Set { before, now, settled })
+        match done {
+            Ok((now, settled)) => Ok(Done::Set { before, now, settled }),
+            Err(error) => {
+                self.take_back(target, knob, &dir, known);
+                Err(error)
+            }
+        }
+    }
+
+    /// A value the kernel refused is not held: what was held before is, or nothing.
+    fn take_back(&mut self, target: &Target, knob: Knob, dir: &CgroupDir, known: Option<Hold>) {
+        match known {
+            Some(held) => self.note(|ledger| ledger.put(held)),
+            None => match self.restore(target, knob) {
+                Ok(_) => {}
+                Err(error) => tracing::debug!(path = %dir.path().display(), %error, "refused setting not taken back"),
+            },
+        }
     }
 
     /// Sets `memory.high`. Below what is in use the kernel takes memory back before the write returns, so that another thread does it;
@@ -239,10 +258,11 @@ impl Actuator {
         let Some(mut original) = ledger::original(&dir, knob).or_else(|| held.as_ref().map(|held| held.original.clone())) else {
             return Ok(Done::Nothing);
         };
-        if knob == Knob::MemoryHigh {
+        let underway = knob == Knob::MemoryHigh && self.reclaimer.is_at(&dir);
+        if underway {
             self.reclaimer.cancel(&dir);
         }
-        if let Some(held) = held.filter(|held| held.knob != Knob::Freeze) {
+        if let Some(held) = held.filter(|held| held.knob != Knob::Freeze && !underway) {
             let now = knob::read(&dir, knob, self.disk.as_deref())?;
             if !knob::same(knob, &held.set, &now) && !knob::same(knob, &original, &now) {
                 original = now;

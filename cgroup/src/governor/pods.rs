@@ -114,8 +114,8 @@ fn use_of(dir: &OwnedFd, buffer: &mut [u8]) -> Option<PodUse> {
     Some(used)
 }
 
-fn read<'b>(dir: &OwnedFd, file: &str, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
+fn read<'b>(dir: &OwnedFd, file: &str, buffer: &'b mut [u8]) -> Result<&'b str, Errno> {
     let fd = openat(dir, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let n = File::from(fd).read(buffer).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
-    Ok(&buffer[..n])
+    std::str::from_utf8(&buffer[..n]).map_err(|_| Errno::EILSEQ)
 }

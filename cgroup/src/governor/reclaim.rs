@@ -31,8 +31,8 @@ pub(super) enum Outcome {
     StillAtIt,
 }
 
-/// The thread, started when it is first needed.
-#[derive(Debug, Default)]
+/// The thread. It is started at once, before the governor's own has its precedence, and when needed if that failed.
+#[derive(Debug)]
 pub(super) struct Reclaimer {
     shared: Arc<Shared>,
     started: bool,
@@ -48,6 +48,8 @@ struct Shared {
 struct Work {
     /// At most one per group.
     lower: VecDeque<Lower>,
+    /// Whose limit is being written.
+    current: Option<CgroupDir>,
     /// The newest only.
     reclaim: Option<Reclaim>,
     stop: bool,
@@ -68,6 +70,20 @@ struct Reclaim {
 }
 
 impl Reclaimer {
+    pub(super) fn new() -> Reclaimer {
+        let mut reclaimer = Reclaimer { shared: Arc::default(), started: false };
+        if let Err(error) = reclaimer.start() {
+            tracing::warn!(%error, "no thread to take memory back yet");
+        }
+        reclaimer
+    }
+
+    /// Whether a limit of this group waits to be written or is being written, so that its file may hold an earlier one.
+    pub(super) fn is_at(&self, dir: &CgroupDir) -> bool {
+        let work = self.shared.lock();
+        work.current.as_ref() == Some(dir) || work.lower.iter().any(|lower| lower.dir == *dir)
+    }
+
     /// Writes `memory.high` and waits a moment.
     pub(super) fn lower(&mut self, dir: &CgroupDir, value: &str) -> Result<Outcome> {
         let (answer, answered) = sync_channel(1);
@@ -136,6 +152,7 @@ fn run(shared: &Shared) {
         match next {
             Next::Lower(Lower { dir, value, answer }) => {
                 let done = knob::write(&dir, Knob::MemoryHigh, &value);
+                shared.lock().current = None;
                 if let Err(error) = &done {
                     tracing::debug!(%error, "limit not lowered");
                 }
@@ -161,6 +178,7 @@ fn next(shared: &Shared) -> Option<Next> {
             return None;
         }
         if let Some(lower) = work.lower.pop_front() {
+            work.current = Some(lower.dir.clone());
             return Some(Next::Lower(lower));
         }
         if let Some(reclaim) = work.reclaim.take() {

@@ -83,6 +83,8 @@ pub struct Sensor {
     zram: [Source; ZRAM_DEVICES],
     state_dir: PathBuf,
     slow: Slow,
+    /// Whose `memory.stat` is read this time, beside the agent's: it costs as much as all other files of a group.
+    turn: usize,
     buffer: Box<[u8]>,
 }
 
@@ -114,6 +116,7 @@ impl Sensor {
             zram: std::array::from_fn(|n| Source::new(options.sys_root.join(format!("block/zram{n}/mm_stat")))),
             state_dir: options.state_dir.clone(),
             slow: Slow::default(),
+            turn: 0,
             buffer: vec![0; BUFFER].into(),
         }
     }
@@ -127,10 +130,9 @@ impl Sensor {
         }
         let buffer = &mut self.buffer;
         let node = self.node.read(buffer, at);
-        let [agent, runtime, kubepods, burstable, best_effort] = &mut self.scopes;
-        let mut scope = |files: &mut ScopeFiles| files.read(buffer, at, slow);
-        let (agent, runtime) = (scope(agent), scope(runtime));
-        let (kubepods, burstable, best_effort) = (scope(kubepods), scope(burstable), scope(best_effort));
+        self.turn = self.turn % (self.scopes.len() - 1) + 1;
+        let mut scope = |n: usize| self.scopes[n].read(buffer, at, slow, n == 0 || n == self.turn);
+        let [agent, runtime, kubepods, burstable, best_effort] = [scope(0), scope(1), scope(2), scope(3), scope(4)];
         let mut sample = Sample {
             at,
             node,
@@ -155,7 +157,8 @@ impl Sensor {
             sample.swap_total = bytes("SwapTotal");
             sample.swap_used = sample.swap_total.saturating_sub(bytes("SwapFree"));
         }
-        if let Some(text) = self.vmstat.read_all(buffer, at) {
+        // The refaults come before it.
+        if let Some(text) = self.vmstat.read_until(buffer, at, |text| keyed(text, "pswpin").is_some()) {
             sample.swapped_in = keyed(text, "pswpin").unwrap_or(0);
             sample.file_refaults = keyed(text, "workingset_refault_file").or_else(|| keyed(text, "workingset_refault")).unwrap_or(0);
         }
@@ -214,6 +217,7 @@ struct ScopeFiles {
     pids: Source,
     pids_max: Source,
     tasks_max: Option<u64>,
+    refaults: u64,
 }
 
 impl ScopeFiles {
@@ -231,10 +235,11 @@ impl ScopeFiles {
             pids: of(Controller::Pids, "pids.current"),
             pids_max: of(Controller::Pids, "pids.max"),
             tasks_max: None,
+            refaults: 0,
         }
     }
 
-    fn read(&mut self, buffer: &mut [u8], at: Duration, slow: bool) -> Scope {
+    fn read(&mut self, buffer: &mut [u8], at: Duration, slow: bool, stat: bool) -> Scope {
         if slow {
             self.tasks_max = self.pids_max.number(buffer, at);
         }
@@ -253,15 +258,16 @@ impl ScopeFiles {
         if let Some(text) = self.events.read(buffer, at) {
             scope.oom_kills = keyed(text, "oom_kill").unwrap_or(0);
         }
-        if let Some(text) = self.stat.read(buffer, at) {
-            scope.refaults = refaults(text);
+        if slow || stat {
+            self.refaults = self.stat.read(buffer, at).map_or(0, refaults);
         }
+        scope.refaults = self.refaults;
         scope
     }
 }
 
 /// Refaults of both kinds; kernels before 5.9 have one counter for both.
-pub(super) fn refaults(stat: &[u8]) -> u64 {
+pub(super) fn refaults(stat: &str) -> u64 {
     match (keyed(stat, "workingset_refault_anon"), keyed(stat, "workingset_refault_file")) {
         (None, None) => keyed(stat, "workingset_refault").unwrap_or(0),
         (anon, file) => anon.unwrap_or(0).saturating_add(file.unwrap_or(0)),
@@ -269,14 +275,13 @@ pub(super) fn refaults(stat: &[u8]) -> u64 {
 }
 
 /// The number of tasks: what follows the slash in `0.20 0.18 0.12 1/80 11206`.
-fn tasks(loadavg: &[u8]) -> Option<u64> {
-    let slash = loadavg.iter().position(|byte| *byte == b'/')?;
-    leading(&loadavg[slash + 1..])
+fn tasks(loadavg: &str) -> Option<u64> {
+    leading(loadavg.split_once('/')?.1)
 }
 
 /// `mem_used_total`, the third number.
-fn zram_used(mm_stat: &[u8]) -> Option<u64> {
-    leading(mm_stat.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty()).nth(2)?)
+fn zram_used(mm_stat: &str) -> Option<u64> {
+    leading(mm_stat.split_ascii_whitespace().nth(2)?)
 }
 
 /// Used shares of space and inodes, as `df` counts them.
@@ -297,12 +302,12 @@ mod tests {
 
     #[test]
     fn numbers_inside_lines() {
-        assert_eq!(tasks(b"0.20 0.18 0.12 1/812 11206\n"), Some(812));
-        assert_eq!(tasks(b"0.20"), None);
-        assert_eq!(zram_used(b"  4096   74 12288        0    12288        0        0        0        0\n"), Some(12_288));
-        assert_eq!(zram_used(b"1 2"), None);
-        assert_eq!(refaults(b"workingset_refault_anon 3\nworkingset_refault_file 4\n"), 7);
-        assert_eq!(refaults(b"workingset_refault 9\n"), 9);
+        assert_eq!(tasks("0.20 0.18 0.12 1/812 11206\n"), Some(812));
+        assert_eq!(tasks("0.20"), None);
+        assert_eq!(zram_used("  4096   74 12288        0    12288        0        0        0        0\n"), Some(12_288));
+        assert_eq!(zram_used("1 2"), None);
+        assert_eq!(refaults("workingset_refault_anon 3\nworkingset_refault_file 4\n"), 7);
+        assert_eq!(refaults("workingset_refault 9\n"), 9);
         assert_eq!((share(1, 4), share(1, 0)), (0.25, 0.0));
     }
 }
