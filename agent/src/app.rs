@@ -29,7 +29,7 @@ use crate::heartbeat::Heartbeat;
 use crate::metrics::{self, Metrics, Wire};
 use crate::objects::{Known, Objects};
 use crate::pod::{self, NodeFacts, Workers};
-use crate::{images_preload, kubelet, ledger, network_sync, node, qos, registries, status_writer};
+use crate::{images_preload, kubelet, ledger, network_sync, node, preflight, qos, reboot, registries, status_writer};
 
 use cluster::Cluster;
 pub(crate) use runtime_setup::{SYSTEM_CNI, choose as choose_runtime, managed_options};
@@ -150,6 +150,11 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     };
     let heartbeat = heartbeat.start()?;
 
+    // What waited for this boot, or waits for the next one.
+    if let Some(outcome) = reboot::settle(&config.data_dir) {
+        governor_setup::tell_reboot(&outcome, &machine.conditions, &recorder);
+    }
+
     // The other sacred thread: what pods may not do to this machine.
     let word = watch::Sender::new(NodeWord::default());
     crate::task::spawn(governor_setup::follow(word.subscribe(), machine.conditions.clone()));
@@ -241,11 +246,13 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
     crate::task::spawn(assignments::run(client, config.node_name.clone(), assignments.clone()));
     crate::task::spawn(kubelet.run(stop.clone()));
     crate::task::spawn(control::serve(control_socket, Arc::new(live), stop.clone()));
+    let shown = Arc::clone(&metrics);
     if let Some(listener) = metrics_listener {
         crate::task::spawn(metrics::serve(listener, metrics, stop.clone()));
     }
     crate::task::spawn(server_list::follow(cluster.server_list(&config, controller), clients.clone()));
     crate::task::spawn(cluster.keep(Arc::clone(&config), link_states.subscribe(), clients));
+    crate::task::spawn(tell_checks(Arc::clone(&config), Arc::clone(&shown)));
     let imported = config.data_dir.join("agent/imported-images");
     let working = async {
         images_preload::run(&runtime.client, &config.image_dirs, &imported, &config.pause_image).await;
@@ -273,6 +280,14 @@ fn node_channels(machine: &machine_setup::Prepared) -> NodeChannels {
     let (facts, facts_seen) = watch::channel(Arc::new(facts));
     let (ready, ready_seen) = watch::channel(None);
     (node::Outputs { node, facts, ready }, object, facts_seen, ready_seen)
+}
+
+/// The checks that cost next to nothing, once, for the metrics.
+async fn tell_checks(config: Arc<Config>, metrics: Arc<Metrics>) {
+    let looked = tokio::task::spawn_blocking(move || preflight::cheap(&config)).await;
+    for (check, level) in looked.unwrap_or_default() {
+        metrics.preflight(check, level.name());
+    }
 }
 
 /// The heartbeat gets the Node's UID through a channel of its own.

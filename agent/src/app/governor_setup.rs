@@ -6,9 +6,11 @@ use tokio::sync::watch;
 
 use super::machine_setup::Prepared;
 use crate::control;
+use crate::events::{Recorder, Type};
 use crate::governor::{Governor, NodeWord};
 use crate::metrics::governor::Info;
 use crate::node::status::Extra;
+use crate::reboot::Outcome;
 use crate::storage_probe;
 
 /// What a card reads at least (A1), where it was not measured; bytes a second.
@@ -59,6 +61,18 @@ pub(super) fn info(machine: &Prepared) -> Info {
 pub(super) fn control(governor: &Governor) -> control::Governor {
     let (shown, released) = (governor.handle(), governor.handle());
     control::Governor { status: Box::new(move || shown.status()), release: Box::new(move || released.release()) }
+}
+
+/// Boot flags that were repaired: whether they still wait for a boot, and what that boot did.
+pub(super) fn tell_reboot(outcome: &Outcome, conditions: &watch::Sender<Vec<Extra>>, recorder: &Recorder) {
+    let (reason, message) = (outcome.reason().to_owned(), outcome.message());
+    let kind = match outcome {
+        Outcome::Required(_) | Outcome::Ineffective(_) => Type::Warning,
+        Outcome::Done(_) => Type::Normal,
+    };
+    recorder.node_event(kind, &reason, &message);
+    tracing::info!(reason, message, "boot flags");
+    conditions.send_modify(|all| all.push(Extra { kind: "RebootRequired".to_owned(), holds: outcome.is_required(), reason, message }));
 }
 
 /// The governor's word reaches the Node's conditions.

@@ -43,7 +43,7 @@ pub use probes::{ProbeResult, Probed, Probes};
 pub use pulse::{Loop, Pulse};
 
 /// What a preflight check may say.
-const PREFLIGHT: [&str; 4] = ["pass", "warn", "fail", "info"];
+const PREFLIGHT: [&str; 4] = ["skipped", "pass", "warning", "blocked"];
 
 /// One label with values known at compile time.
 type One = [(&'static str, &'static str); 1];
@@ -278,7 +278,7 @@ impl Metrics {
         self.ready_seconds.set(after.as_secs_f64());
     }
 
-    /// A preflight check said `status`: one of `pass`, `warn`, `fail`, `info`.
+    /// A preflight check said `status`: one of `skipped`, `pass`, `warning`, `blocked`.
     pub fn preflight(&self, check: &'static str, status: &'static str) {
         for possible in PREFLIGHT {
             self.preflight.get_or_create(&[("check", check), ("status", possible)]).set(i64::from(possible == status));
