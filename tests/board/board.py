@@ -19,7 +19,7 @@ CACHE = Path(os.environ.get("EDGE_BOARD_CACHE", HERE.parents[1] / "target/board"
 HOST = "10.0.2.2"
 
 MACHINES = {
-    "amd64": ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max,-svm,-vmx"],
+    "amd64": ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max"],
     # The core of a Raspberry Pi 4.
     "arm64": ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a72"],
 }
