@@ -40,6 +40,20 @@ pub struct Limits {
     pub io_max: Vec<IoMax>,
 }
 
+impl Limits {
+    /// Leaves alone what is written to this v2 file.
+    pub(crate) fn leave(&mut self, file: &str) {
+        match file {
+            "memory.high" => self.memory_high = None,
+            "memory.swap.max" => self.swap_max = None,
+            "cpu.max" => self.cpu_quota = None,
+            "cpu.weight" => (self.cpu_weight, self.cpu_shares) = (None, None),
+            "io.max" => self.io_max.clear(),
+            _ => {}
+        }
+    }
+}
+
 /// One control file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Write {

@@ -84,7 +84,6 @@ struct Pulls {
 struct Inner {
     entries: Vec<Entry>,
     pulls: Option<Pulls>,
-    lent: BTreeSet<(String, String)>,
     /// Ancestors of promises and what they have to promise at least.
     ancestors: BTreeMap<String, u64>,
 }
@@ -95,13 +94,15 @@ pub struct Standing {
     hierarchy: Hierarchy,
     manager: Option<Manager>,
     inner: Mutex<Inner>,
+    /// Group and file of what the governor has. Apart from the rest, which is locked while the kernel is written to.
+    lent: Mutex<BTreeSet<(String, String)>>,
     /// Images that are being pulled.
     pulling: AtomicUsize,
 }
 
 impl Standing {
     pub(crate) fn new(hierarchy: Hierarchy, manager: Option<Manager>) -> Standing {
-        Standing { hierarchy, manager, inner: Mutex::default(), pulling: AtomicUsize::new(0) }
+        Standing { hierarchy, manager, inner: Mutex::default(), lent: Mutex::default(), pulling: AtomicUsize::new(0) }
     }
 
     /// Whether systemd runs this machine, so that units can be told.
@@ -115,6 +116,20 @@ impl Standing {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lent(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the governor has a file from now on. Unlike [`Standing::lend`] and [`Standing::give_back`] this waits for nobody who writes.
+    pub(crate) fn mark_lent(&self, group: &str, file: &str, lent: bool) {
+        let key = (group.to_owned(), file.to_owned());
+        if lent {
+            self.lent().insert(key);
+        } else {
+            self.lent().remove(&key);
+        }
     }
 
     /// Applies the limits and keeps them standing. Returns the controllers that are not available. A group that does not exist
@@ -154,6 +169,9 @@ impl Standing {
         let mut wanted = held.limits.clone();
         if held.gentle && self.would_kill(held) {
             wanted.memory_max = None;
+        }
+        for (_, file) in self.lent().iter().filter(|(group, _)| *group == held.group) {
+            wanted.leave(file);
         }
         if !exists {
             // systemd remembers for the unit's next start.
@@ -222,9 +240,8 @@ impl Standing {
     /// Gives the file to the governor, which may write to it until [`Standing::give_back`]. Returns what it is to hold otherwise,
     /// as it is written, one text per holder; empty when nothing stands there.
     pub fn lend(&self, group: &str, file: &str) -> Vec<String> {
-        let mut inner = self.lock();
-        inner.lent.insert((group.to_owned(), file.to_owned()));
-        originals(&inner, group, file)
+        self.mark_lent(group, file, true);
+        originals(&self.lock(), group, file)
     }
 
     /// What the file is to hold, without borrowing it.
@@ -234,8 +251,8 @@ impl Standing {
 
     /// Takes the file back and writes what is to stand there.
     pub fn give_back(&self, group: &str, file: &str) -> Result<()> {
-        let mut inner = self.lock();
-        inner.lent.remove(&(group.to_owned(), file.to_owned()));
+        let inner = self.lock();
+        self.mark_lent(group, file, false);
         for entry in inner.entries.iter().filter(|entry| entry.held.group == group) {
             for write in entry.writes.iter().filter(|write| write.file == file) {
                 self.hierarchy.dir(write.controller, group)?.write(write.file, &write.value)?;
@@ -247,10 +264,11 @@ impl Standing {
     /// Reads every file, writes again what others changed, and says what that was.
     pub fn verify(&self) -> Vec<Drift> {
         let mut inner = self.lock();
-        let Inner { entries, lent, ancestors, .. } = &mut *inner;
+        let lent = self.lent().clone();
+        let Inner { entries, ancestors, .. } = &mut *inner;
         let mut drift = Vec::new();
         for entry in entries.iter_mut() {
-            self.verify_entry(entry, lent, &mut drift);
+            self.verify_entry(entry, &lent, &mut drift);
         }
         for (group, min) in ancestors.iter() {
             match self.cover(group, *min) {
@@ -334,7 +352,7 @@ impl Standing {
         for entry in &inner.entries {
             for (write, found) in entry.writes.iter().zip(&entry.found) {
                 let Some(found) = found else { continue };
-                let lent = inner.lent.contains(&(entry.held.group.clone(), write.file.to_owned()));
+                let lent = self.lent().contains(&(entry.held.group.clone(), write.file.to_owned()));
                 for (kind, value) in values(write, found) {
                     list.push(Applied {
                         scope: Cow::Borrowed(entry.held.scope),
@@ -357,7 +375,7 @@ impl Standing {
         for entry in &inner.entries {
             let held = &entry.held;
             for (write, found) in entry.writes.iter().zip(&entry.found) {
-                if inner.lent.contains(&(held.group.clone(), write.file.to_owned())) {
+                if self.lent().contains(&(held.group.clone(), write.file.to_owned())) {
                     continue;
                 }
                 let exists = || self.hierarchy.dir(write.controller, &held.group).is_ok_and(|dir| dir.exists());

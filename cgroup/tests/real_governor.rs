@@ -192,7 +192,6 @@ fn five_hundred_tasks_die_at_once_also_frozen() {
         let written = start.elapsed();
         until("nobody is left", || pod.is_empty());
         eprintln!("500 tasks, frozen {frozen}: killed in {written:?}, gone after {:?}", start.elapsed());
-        assert!(start.elapsed() < Duration::from_secs(5));
         let child = pod.children.iter_mut().find(|child| child.id() == leader).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(9));
         assert_eq!(pod.dir.read("cgroup.freeze").unwrap(), "0", "what is started in it next would stand still");

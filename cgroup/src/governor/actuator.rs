@@ -105,7 +105,7 @@ impl Actuator {
         };
         match done {
             Err(error) if error.is_gone() && !self.is_there(action.target()) => {
-                self.ledger.forget(|held| held.target == *action.target())?;
+                self.forget_all(action.target())?;
                 Ok(Done::Gone)
             }
             done => done,
@@ -128,12 +128,14 @@ impl Actuator {
                 Ok(dir) if dir.exists() => dir,
                 Ok(_) | Err(_) => {
                     found.gone += 1;
+                    self.lend(&held.group, held.knob, false);
                     self.note(|ledger| ledger.forget(same));
                     continue;
                 }
             };
             if self.was_released(&dir, &held) {
                 found.released += 1;
+                self.lend(&held.group, held.knob, false);
                 self.note(|ledger| ledger.forget(same));
                 continue;
             }
@@ -183,6 +185,7 @@ impl Actuator {
         let dir = knob::dir(self.tree.hierarchy(), &group, knob)?;
         let wanted = knob::text(setting, self.disk.as_deref())?;
         let before = knob::read(&dir, knob, self.disk.as_deref())?;
+        self.lend(&group, knob, true);
         let known = self.ledger.find(target, knob).filter(|held| !self.was_released(&dir, held)).cloned();
         match known.clone() {
             None => {
@@ -270,6 +273,7 @@ impl Actuator {
         }
         let before = ledger::restore(&dir, knob, &original)?;
         ledger::drop_original(&dir, knob);
+        self.lend(&group, knob, false);
         self.note(|ledger| ledger.forget(|held| held.target == *target && held.knob == knob));
         Ok(Done::Restored { before, now: original })
     }
@@ -291,7 +295,7 @@ impl Actuator {
         let group = knob::group(&self.tree, target)?;
         let dir = knob::v2_dir(self.tree.hierarchy(), &group, Controller::Freezer)?;
         if !dir.exists() {
-            self.ledger.forget(|held| held.target == *target)?;
+            self.forget_all(target)?;
             return Ok(Done::Gone);
         }
         match dir.write("cgroup.kill", "1") {
@@ -325,6 +329,22 @@ impl Actuator {
             Ok(())
         } else {
             Err(Error::StillBusy { group: group.to_owned(), pids: left.into_iter().collect(), waited: KILL_PATIENCE })
+        }
+    }
+
+    fn forget_all(&mut self, target: &Target) -> Result<()> {
+        for held in self.ledger.held().iter().filter(|held| held.target == *target) {
+            self.lend(&held.group, held.knob, false);
+        }
+        self.ledger.forget(|held| held.target == *target)
+    }
+
+    /// Tells who keeps reservations standing that these files are ours for now, or not any more.
+    fn lend(&self, group: &str, knob: Knob, ours: bool) {
+        self.tree.standing().mark_lent(group, knob.file(), ours);
+        if knob == Knob::CpuIdle {
+            // An idle group has no weight, and refuses one.
+            self.tree.standing().mark_lent(group, "cpu.weight", ours);
         }
     }
 
