@@ -295,13 +295,8 @@ fn reclaim_asks_in_pieces_and_for_files_only_where_the_kernel_can() {
 #[test]
 fn what_stands_is_lent_for_as_long_as_it_is_held() {
     let machine = Machine::new(Kind::V2);
-    let allocatable = cgroup::NodeAllocatable {
-        memory_limit: Some(700 * MIB),
-        brake: 56 * MIB,
-        swap_limit: Some(0),
-        cpu_millis: 2000,
-        pids_limit: None,
-    };
+    let allocatable =
+        cgroup::NodeAllocatable { memory_limit: Some(700 * MIB), brake: 56 * MIB, swap_limit: Some(0), cpu_millis: 2000, pids_limit: None };
     machine.tree.ensure_root(&allocatable).unwrap();
     let mut hands = machine.actuator();
     let target = Target::BestEffort;
