@@ -1,0 +1,77 @@
+"""`kill -9` of the agent while it is calm, while it slows a pod and while it holds one frozen: protections stay, nothing stays undone."""
+
+import matrix_hogs as hogs
+from board import CACHE, Failure, Skip, run as command
+from lab import REPO
+from matrix_board import NODE, Node, has_governor_key
+
+DEFAULTS = {"arch": "amd64", "memory": 512}
+# Waits on the board itself for the state, as it may last a second only, kills, and looks twenty times a second.
+KILL_AT = r"""#!/bin/bash
+# usage: kill-at calm|brake|freeze SECONDS: prints what was so when it was killed and when it was good again
+state=$1 end=$((SECONDS + $2))
+cd /sys/fs/cgroup || exit 1
+shopt -s nullglob
+# No programs are started to look: that takes a second here.
+any_pod() { # FILE equal|other VALUE
+  local file value
+  for file in kubepods/{,*/}pod*/"$1" kubepods.slice/{,*/}kubepods*-pod*.slice/"$1"; do
+    read -r value <"$file" || continue
+    if [ "$2" = equal ]; then [ "$value" = "$3" ] && return 0; else [ "$value" != "$3" ] && return 0; fi
+  done 2>/dev/null
+  return 1
+}
+limits() { grep -s . edge.slice/memory.min system.slice/memory.min kubepods*/memory.max kubepods*/pids.max edge.slice/edge-agent.service/memory.min; }
+reached() { case $state in calm) true ;; brake) any_pod memory.high other max ;; freeze) any_pod cgroup.freeze equal 1 ;; esac; }
+until reached; do
+  [ "$SECONDS" -lt "$end" ] || { echo "never=$state"; exit 0; }
+  sleep 0.05
+done
+before=$(limits) pid=$(systemctl show -P MainPID edge-agent)
+kill -9 "$pid"
+began=$(date +%s%N) thawed='' back=''
+echo "limits_kept=$([ "$(limits)" = "$before" ] && echo yes || echo no)"
+while [ $(($(date +%s%N) - began)) -lt 60000000000 ]; do
+  if [ -z "$thawed" ] && ! any_pod cgroup.freeze equal 1; then thawed=$((($(date +%s%N) - began) / 1000000)); fi
+  if [ -z "$back" ]; then
+    now=$(systemctl show -P MainPID edge-agent)
+    [ "$now" != 0 ] && [ "$now" != "$pid" ] && systemctl is-active -q edge-agent && back=$((($(date +%s%N) - began) / 1000000))
+  fi
+  [ -n "$thawed" ] && [ -n "$back" ] && break
+  sleep 0.05
+done
+echo "thawed_ms=$thawed back_ms=$back limits_after=$([ "$(limits)" = "$before" ] && echo yes || echo no)"
+"""
+
+
+def run(lab):
+    if not has_governor_key(lab.binaries()):
+        raise Skip("this edge-agent has no governor")
+    image = CACHE / f"hog-{lab.arch}.tar"
+    command([REPO / "tests/hogs/image", image, lab.arch], limit=1800)
+    node = Node(lab, lab.memory, "none", "C", image, lab.say)
+    node.board.write("/usr/local/sbin/kill-at", KILL_AT)
+    node.board.sh("chmod 755 /usr/local/sbin/kill-at")
+    for state, hog in (("calm", None), ("brake", "mem-slow"), ("freeze", "storm")):
+        lab.step(f"kill -9 while {state}")
+        if hog:
+            node.server.apply(hogs.HOGS[hog].pods("hog", NODE, 600, None))
+        killed(lab, state, node.board.sh(f"kill-at {state} 180", limit=300))
+        if hog:
+            node.remove("hog")
+        node.server.wait_ready(NODE)
+        left = node.board.wait("all limits released", "cd /sys/fs/cgroup && ! grep -rsx 1 kubepods* --include=cgroup.freeze", 60)
+        lab.check(f"{state}: nothing is frozen afterwards", left)
+        why = node.healthy()
+        lab.check(f"{state}: the node and the pods beside the hog work", not why, why or "")
+
+
+def killed(lab, state, text):
+    if "never=" in text:
+        raise Failure(f"the governor never came to {state} within 180 s")
+    seen = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    lab.say(f"{state}: {text.strip()}".replace("\n", " "))
+    lab.check(f"{state}: reservations stand without the agent", seen.get("limits_kept") == "yes", text)
+    lab.check(f"{state}: nothing stays frozen", seen.get("thawed_ms"), text)
+    lab.check(f"{state}: the agent is back", seen.get("back_ms"), text)
+    lab.check(f"{state}: reservations stand with the new one", seen.get("limits_after") == "yes", text)
