@@ -1,5 +1,6 @@
 //! What protection this machine can give, judged from what was probed, and the words for what is missing (governor reference, 6.2 and 6.3).
 
+use crate::governor::Features;
 use crate::hierarchy::{Board, Controller, Hierarchy, Layout};
 use crate::reservation::Reservation;
 
@@ -42,6 +43,19 @@ impl Probed {
             io: hierarchy.has(Controller::Io),
             psi: board.psi,
             sys_resource,
+        }
+    }
+
+    /// The same with what trying it out showed: what is listed and does not work counts as missing.
+    #[must_use]
+    pub fn tried(self, features: &Features) -> Probed {
+        Probed {
+            memory: self.memory && features.memory_min && features.memory_high,
+            pids: self.pids && features.pids_max,
+            io: self.io && features.io_max,
+            psi: self.psi && features.psi,
+            sys_resource: self.sys_resource && features.sys_resource,
+            ..self
         }
     }
 }
@@ -245,6 +259,32 @@ mod tests {
         assert_eq!(one(|p| p.layout = Layout::Hybrid), ("hybrid", Some("CgroupHybrid"), false, v1.to_owned()));
         assert_eq!(one(|p| p.layout = Layout::V1), ("legacy", Some("CgroupV1"), false, v1.to_owned()));
         assert!(one(|p| p.cpu = false).3.contains("CONFIG_CGROUP_SCHED"));
+    }
+
+    #[test]
+    fn what_is_listed_and_does_not_work_is_missing() {
+        let works = Features {
+            layout: Layout::V2,
+            memory_min: true,
+            memory_high: true,
+            swap_max: true,
+            reclaim: true,
+            reclaim_swappiness: true,
+            cpu_max: true,
+            cpu_idle: true,
+            io_max: true,
+            pids_max: true,
+            freeze: true,
+            kill: true,
+            psi: true,
+            psi_group: true,
+            psi_window_ms: Some(500),
+            xattr: true,
+            sys_resource: true,
+        };
+        assert_eq!(all().tried(&works), all());
+        let mode = GovernorMode::judge(&all().tried(&Features { memory_min: false, io_max: false, ..works }));
+        assert_eq!(mode, GovernorMode::Degraded { missing: vec![Missing::Memory, Missing::Io] });
     }
 
     #[test]
