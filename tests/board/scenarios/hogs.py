@@ -40,7 +40,7 @@ def survives(lab, hog, row):
     lab.check(f"{hog}: the pods beside it are unharmed", not row["harmed"], row["harmed"])
     lab.check(f"{hog}: every limit is what it was", row["undo_diff"] == 0, f"{row['undo_diff']} are not, see raw/{hog}.txt")
     if hog == "fork":
-        lab.check("fork: the limit of processes was met", (row.get("pods_pids_refused") or 0) > 0, row.get("hog_refused"))
+        lab.check("fork: it was refused more processes", (row.get("hog_refused") or 0) > 0, f"{row.get('hog_held')} processes")
     if hog in ("mem-fast", "mem-slow"):
         ended = row.get("hog_reason") in ("OOMKilled", "Evicted") or (row.get("hog_restarts") or 0) > 0
         lab.check(f"{hog}: the hog paid for it", ended or "memory_high" in row["actions"], row.get("hog_reason"))
