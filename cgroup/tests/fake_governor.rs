@@ -567,7 +567,8 @@ fn pods_are_read_and_those_without_a_group_left_out() {
     ] {
         machine.set(&target, file, value);
     }
-    let mut reader = PodReader::new(machine.tree.clone());
+    let patient = Duration::from_secs(20);
+    let mut reader = PodReader::new(machine.tree.clone()).with_budget(patient);
     let mut facts = facts();
     facts.push(PodFacts { uid: "dddd-4".into(), ..PodFacts::default() });
     let found = reader.read(&facts);

@@ -185,7 +185,6 @@ impl Actuator {
         let dir = knob::dir(self.tree.hierarchy(), &group, knob)?;
         let wanted = knob::text(setting, self.disk.as_deref())?;
         let before = knob::read(&dir, knob, self.disk.as_deref())?;
-        self.lend(&group, knob, true);
         let known = self.ledger.find(target, knob).filter(|held| !self.was_released(&dir, held)).cloned();
         match known.clone() {
             None => {
@@ -193,7 +192,7 @@ impl Actuator {
                 let original = ledger::original(&dir, knob).unwrap_or_else(|| before.clone());
                 let with_group = ledger::keep_original(&dir, knob, &original);
                 let since_us = u64::try_from(boottime().as_micros()).unwrap_or(u64::MAX);
-                let held = Hold { target: target.clone(), knob, group, original, set: wanted.clone(), since_us, with_group };
+                let held = Hold { target: target.clone(), knob, group: group.clone(), original, set: wanted.clone(), since_us, with_group };
                 match self.ledger.put(held) {
                     Err(error) if !with_group => return Err(error),
                     Err(error) => tracing::warn!(%error, "ledger of the governor not written"),
@@ -207,6 +206,7 @@ impl Actuator {
                 self.note(|ledger| ledger.put(held));
             }
         }
+        self.lend(&group, knob, true);
         let done = match setting {
             Setting::MemoryHigh(_) => self.lower(&dir, &wanted),
             Setting::Freeze => knob::set(&dir, knob, &wanted, None).map(|now| (now, stands_still(&dir))),
