@@ -1,18 +1,28 @@
-//! `edge-agent join`: verifies server and token by really joining, then writes down what `run` needs.
+//! `edge-agent join`: checks the machine, verifies server and token by really joining, then writes down what `run` needs.
+//!
+//! With `--yes` what `preflight` can repair is repaired after that, and where it needs a reboot the service is enabled first: then
+//! the machine boots into a node that finishes the join by itself.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use tunnel::{JoinOptions, ServerAddr, Token};
+use tunnel::{Identity, JoinOptions, ServerAddr, Token};
 
 use crate::cli::Join;
 use crate::commands::load;
-use crate::config::{Config, DEFAULT_FILE, Problems};
+use crate::config::{Config, ContainerdMode, DEFAULT_FILE, Problems};
 use crate::ledger::write_whole;
 use crate::node::address;
-use crate::preflight::{self, Level};
+use crate::preflight::{self, Answer, Applied, Depth, Facts, Finding, Level, judge};
+
+/// A server that has just been started answers 503 for a while.
+const STARTING: Duration = Duration::from_secs(90);
+/// What the package adds to containerd's unit.
+const CONTAINERD_DROP_IN: &str = "/usr/lib/systemd/system/containerd.service.d/50-edge-agent.conf";
+/// Not with `--yes` alone: a stall of the card longer than the watchdog waits would reboot the board.
+const ONLY_BY_HAND: &str = "watchdog";
 
 /// One line of progress on standard output.
 fn say(text: &str) {
@@ -31,7 +41,7 @@ pub async fn run(args: Join) -> anyhow::Result<()> {
     for warning in warnings {
         say(&format!("warning: {warning}"));
     }
-    check_machine(&config, args.yes)?;
+    check_machine(&judge(&Facts::gather(&config, Depth::Look)), args.yes)?;
     let text = token_text(&config)?;
     let token = Token::parse(&text).context("reading the token")?;
     let server = ServerAddr::from_url(&config.server)?;
@@ -47,7 +57,7 @@ pub async fn run(args: Join) -> anyhow::Result<()> {
         node_ips: node_ips.iter().chain(&config.node_external_ips).copied().collect(),
         node_password_file: config.node_password_file.clone(),
     };
-    let identity = tunnel::identity::join(&options).await?;
+    let identity = join_server(&options).await?;
     identity.config.check(&node_ips).map_err(anyhow::Error::msg)?;
     say("server and token are right; certificates are in place");
 
@@ -55,21 +65,99 @@ pub async fn run(args: Join) -> anyhow::Result<()> {
     write_whole(&token_file, format!("{}\n", text.trim()).as_bytes())?;
     let written = write_config(&file, &args, &config, &token_file)?;
     say(&format!("wrote {} and {}", written.display(), token_file.display()));
-    start(&file, &config).await
-}
-
-/// Says what is wrong with the machine; what would keep pods from running ends the join.
-fn check_machine(config: &Config, fix: bool) -> anyhow::Result<()> {
-    let mut findings = preflight::judge(&preflight::Facts::gather(config));
-    if fix && preflight::fix(&findings)? > 0 {
-        findings = preflight::judge(&preflight::Facts::gather(config));
-    }
-    for finding in findings.iter().filter(|finding| finding.level != Level::Pass) {
+    let applied = if args.yes { repair(&config)? } else { Applied::default() };
+    // Measures the disk, now that there is a place to keep the result and nothing else runs yet.
+    let findings = judge(&Facts::gather(&config, Depth::Full));
+    let needs_reboot = findings.iter().any(|finding| finding.pending);
+    let left: Vec<&Finding> = findings.iter().filter(|finding| finding.level == Level::Blocked && !finding.pending).collect();
+    for finding in &left {
         say(&preflight::line(finding));
     }
-    let blocked = findings.iter().filter(|finding| finding.level == Level::Blocked).count();
-    anyhow::ensure!(blocked == 0, "{blocked} of the checks above keep pods from running; look at: edge-agent preflight");
+    if let Some(first) = left.first() {
+        let failed = applied.failed.iter().find(|(check, _)| *check == first.check);
+        let why = failed.map_or_else(|| "it was not repaired".to_owned(), |(_, why)| why.clone());
+        anyhow::bail!("{}: {why}; when it is, start the agent: systemctl enable --now edge-agent", first.check);
+    }
+    if needs_reboot && args.yes { boot(&file).await } else { start(&file, &config).await }
+}
+
+/// Asks for an identity; a server that says it is still starting is asked again, for a while.
+async fn join_server(options: &JoinOptions) -> anyhow::Result<Identity> {
+    let until = tokio::time::Instant::now() + STARTING;
+    let mut told = false;
+    loop {
+        match tunnel::identity::join(options).await {
+            Err(error @ tunnel::Error::Refused { code: 503, .. }) if tokio::time::Instant::now() < until => {
+                if !told {
+                    told = true;
+                    say(&format!("the server is still starting ({error}); asking again for up to {} s", STARTING.as_secs()));
+                }
+                tokio::time::sleep(error.retry_after().unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(10))).await;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Says what keeps pods from running, which ends the join unless it can be repaired and may be; warnings only by name.
+fn check_machine(findings: &[Finding], yes: bool) -> anyhow::Result<()> {
+    let blocked: Vec<&Finding> = findings.iter().filter(|finding| finding.level == Level::Blocked).collect();
+    for finding in &blocked {
+        say(&preflight::line(finding));
+    }
+    let warnings: Vec<&str> = findings.iter().filter(|finding| finding.level == Level::Warning).map(|finding| finding.check).collect();
+    if !warnings.is_empty() {
+        say(&format!("warnings (see them with: edge-agent preflight): {}", warnings.join(", ")));
+    }
+    let hopeless = blocked.iter().filter(|finding| !finding.is_repairable() && !finding.pending).count();
+    anyhow::ensure!(hopeless == 0, "{hopeless} of the checks above keep pods from running; look at: edge-agent preflight");
+    if blocked.is_empty() || yes {
+        return Ok(());
+    }
+    let pending = blocked.iter().all(|finding| finding.pending);
+    anyhow::ensure!(
+        !pending,
+        "the checks above keep pods from running until this machine reboots; reboot it and join again, or join with --yes"
+    );
+    let reboots = if blocked.iter().any(|finding| finding.reboot) { " and reboots" } else { "" };
+    anyhow::bail!(
+        "{} of the checks above keep pods from running; join with --yes, which repairs them{reboots}, or run: edge-agent preflight --fix",
+        blocked.len()
+    )
+}
+
+/// What `preflight --fix --yes` would do, but for what deserves a decision of its own.
+fn repair(config: &Config) -> anyhow::Result<Applied> {
+    let facts = Facts::gather(config, Depth::Look);
+    let findings: Vec<Finding> = judge(&facts).into_iter().filter(|finding| finding.check != ONLY_BY_HAND).collect();
+    preflight::repair(config, &facts, &findings, Answer::Yes, &mut std::io::stdout())
+}
+
+/// Whether the service of this machine runs this configuration.
+fn is_service(file: &Path) -> bool {
+    Path::new("/run/systemd/system").exists() && file == Path::new(DEFAULT_FILE)
+}
+
+/// The service is there after the boot and finishes what is left: an identity, a configuration and a token it has already.
+async fn boot(file: &Path) -> anyhow::Result<()> {
+    if !is_service(file) {
+        let program = program();
+        say(&format!("reboot this machine, then start the agent with:\n  {program} run --config {}", file.display()));
+        return Ok(());
+    }
+    systemctl(&["enable", "edge-agent.service"]).await?;
+    say("rebooting to put the repairs into effect; the node joins by itself after that (look at: edge-agent status)");
+    systemctl(&["reboot"]).await
+}
+
+async fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = tokio::process::Command::new("systemctl").args(arguments).status().await.context("running systemctl")?;
+    anyhow::ensure!(status.success(), "systemctl {} failed; see: journalctl -u edge-agent", arguments.join(" "));
     Ok(())
+}
+
+fn program() -> String {
+    std::env::current_exe().map_or_else(|_| "edge-agent".to_owned(), |path| path.display().to_string())
 }
 
 fn flags(args: &Join) -> Vec<(&'static str, String)> {
@@ -139,18 +227,21 @@ fn quoted(value: &str) -> String {
 }
 
 async fn start(file: &Path, config: &Config) -> anyhow::Result<()> {
-    let program = std::env::current_exe().map_or_else(|_| "edge-agent".to_owned(), |path| path.display().to_string());
+    let program = program();
     if !Path::new("/run/systemd/system").exists() {
         say(&format!("there is no systemd here; start the agent with:\n  {program} run --config {}", file.display()));
         return Ok(());
     }
-    if file != Path::new(DEFAULT_FILE) {
+    if !is_service(file) {
         say(&format!("the service reads {DEFAULT_FILE}; start this instance with:\n  {program} run --config {}", file.display()));
         return Ok(());
     }
-    let status = tokio::process::Command::new("systemctl").args(["enable", "--now", "edge-agent.service"]).status().await;
-    let enabled = status.context("running systemctl")?.success();
-    anyhow::ensure!(enabled, "systemctl enable --now edge-agent.service failed; see: journalctl -u edge-agent");
+    // containerd reads what the package and this configuration say of it only when it starts.
+    if config.containerd != ContainerdMode::Managed && Path::new(CONTAINERD_DROP_IN).exists() {
+        say("restarting containerd with the node's configuration; containers keep running");
+        systemctl(&["try-restart", "containerd.service"]).await?;
+    }
+    systemctl(&["enable", "--now", "edge-agent.service"]).await?;
     say("the service runs; waiting for the node to be Ready");
     let until = tokio::time::Instant::now() + Duration::from_secs(120);
     while tokio::time::Instant::now() < until {
@@ -223,6 +314,36 @@ mod tests {
         assert_eq!(loaded.server, "https://10.0.0.1:6443");
         assert_eq!(loaded.node_labels["x"], "y");
         assert_eq!(loaded.data_dir, Path::new("/x/data"));
+    }
+
+    fn finding(check: &'static str, level: Level, fixes: Vec<preflight::Fix>, pending: bool) -> Finding {
+        let fix = if fixes.is_empty() { preflight::Consent::No } else { preflight::Consent::Yes };
+        let (found, remedy) = ("x".to_owned(), String::new());
+        Finding { number: None, check, level, found, remedy, fix, reboot: true, pending, fixes }
+    }
+
+    #[test]
+    fn what_blocks_ends_the_join_unless_it_may_be_repaired() {
+        let hopeless = || finding("network-plugins", Level::Blocked, Vec::new(), false);
+        let repairable = || finding("memory-controller", Level::Blocked, vec![preflight::Fix::BootLineWith("cgroup_enable=memory")], false);
+        let pending = || finding("memory-controller", Level::Blocked, Vec::new(), true);
+        let warning = || finding("psi", Level::Warning, Vec::new(), false);
+        let cases = [
+            (vec![warning()], false, None),
+            (vec![hopeless()], true, Some("look at: edge-agent preflight")),
+            (vec![repairable(), hopeless()], true, Some("1 of the checks above keep pods from running")),
+            (vec![repairable()], false, Some("join with --yes, which repairs them and reboots")),
+            (vec![repairable(), warning()], true, None),
+            (vec![pending()], false, Some("until this machine reboots")),
+            (vec![pending()], true, None),
+        ];
+        for (findings, yes, complaint) in cases {
+            let result = check_machine(&findings, yes).map_err(|error| error.to_string());
+            match complaint {
+                None => assert_eq!(result, Ok(()), "{findings:?}"),
+                Some(words) => assert!(result.unwrap_err().contains(words), "{findings:?}"),
+            }
+        }
     }
 
     #[test]

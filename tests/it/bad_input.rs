@@ -221,9 +221,9 @@ fn a_missing_kernel_feature_is_named_before_anything_is_written() {
         // In a mount namespace of its own the kernel seems to have no memory controller (v1) or no control groups (v2).
         let memory = Path::new("/sys/fs/cgroup/memory");
         let (hidden, check, found, remedy) = if memory.is_dir() {
-            (memory, "memory controller", "the kernel offers none", "cgroup_enable=memory")
+            (memory, "memory-controller", "controller \"memory\" is mounted nowhere", "cgroup_disable=memory")
         } else {
-            (Path::new("/sys/fs/cgroup"), "cgroups", "no control group hierarchy is mounted", "mount cgroup2")
+            (Path::new("/sys/fs/cgroup"), "cgroup-v2", "no control group hierarchy is mounted", "Mount cgroup2")
         };
         let without = |args: &[&str], config: &Path| {
             let mut command = node.command("unshare");

@@ -1,150 +1,133 @@
-//! What the checks look at, read once.
+//! What the checks look at, read once and judged elsewhere. `None` stands for what the machine does not say.
+//!
+//! Everything below `/proc`, `/sys`, `/etc`, `/boot` and `/run` is read below one root, so that tests bring their own.
 
-use std::net::{SocketAddr, TcpListener};
+pub(super) mod board;
+pub(super) mod boot;
+pub(super) mod cgroups;
+pub(super) mod kernel;
+pub(super) mod node;
+pub(super) mod runtime;
+pub(super) mod services;
+pub(super) mod storage;
+
 use std::path::{Path, PathBuf};
 
-use cgroup::{Board, Controller, Hierarchy, Layout};
+use crate::config::Config;
 
-use crate::config::{Config, ContainerdMode};
-use crate::node::{address, machine};
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// A few small files: no programs, no connections, nothing written. For the start of the agent.
+    Cheap,
+    /// Everything but the measurement of the disk.
+    Look,
+    /// Everything.
+    Full,
+}
 
-/// Everything a check may know. `None` where the machine does not say.
+/// Everything a check may know.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
+    /// Runs as root.
     pub root: bool,
-    pub layout: Option<Layout>,
-    /// Which of memory, cpu and pids the kernel offers.
-    pub memory_controller: bool,
-    pub cpu_controller: bool,
-    pub pids_controller: bool,
-    pub psi: bool,
-    pub may_lower_oom: bool,
-    /// An agent of this instance runs already.
-    pub running: bool,
-    /// The system's containerd answers on its socket.
-    pub containerd_socket: bool,
-    pub managed: bool,
-    pub containerd_program: bool,
-    pub runc_program: bool,
-    pub nft_program: bool,
-    pub cni_bin_dir: PathBuf,
-    pub missing_plugins: Vec<&'static str>,
-    pub overlay: bool,
-    pub bridge_netfilter: bool,
-    /// Addresses of ours that somebody else listens on.
-    pub taken: Vec<(SocketAddr, &'static str)>,
+    /// `MemTotal`.
     pub memory_mib: u64,
-    pub min_free_kib: Option<u64>,
-    pub dirty_bytes: Option<u64>,
-    pub overcommit: Option<u64>,
-    pub inotify_instances: Option<u64>,
-    /// Swap on something else than zram.
-    pub swap_files: Vec<String>,
-    /// Size and free bytes below the data directory, and whether it can be written.
-    pub data: Option<(u64, u64)>,
-    pub data_writable: bool,
-    pub data_dir: PathBuf,
-    pub year: i32,
-    pub addresses: usize,
-    pub other_agents: Vec<String>,
-    pub node_name: String,
+    pub boot: boot::Boot,
+    pub cgroups: cgroups::Cgroups,
+    pub storage: storage::Storage,
+    pub kernel: kernel::Kernel,
+    pub services: services::Services,
+    pub runtime: runtime::Runtime,
+    pub board: board::Hardware,
+    /// What one instance needs beside the list; not looked at by [`Depth::Cheap`].
+    pub node: Option<node::Node>,
 }
 
 impl Facts {
     /// Looks at this machine for this instance.
-    pub fn gather(config: &Config) -> Facts {
-        let hierarchy = Hierarchy::detect().ok();
-        let has = |controller| hierarchy.as_ref().is_some_and(|h| h.has(controller));
-        let managed = config.containerd == ContainerdMode::Managed;
-        let socket = config.container_runtime_endpoint.clone().unwrap_or_else(|| PathBuf::from("/run/containerd/containerd.sock"));
+    pub fn gather(config: &Config, depth: Depth) -> Facts {
+        Facts::gather_in(Path::new("/"), config, depth)
+    }
+
+    /// The same below another root.
+    pub fn gather_in(root: &Path, config: &Config, depth: Depth) -> Facts {
+        let root = Root(root.to_owned());
+        let is_root = nix::unistd::geteuid().is_root();
+        let processes = services::processes(&root);
+        // An agent at work is not disturbed by measuring its disk.
         let running = std::os::unix::net::UnixStream::connect(config.control_socket()).is_ok();
-        let existing = config.data_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned();
+        let measure = depth == Depth::Full && is_root && !running;
+        let storage = storage::gather(&root, config, measure);
+        let runtime = runtime::gather(&root, config, depth);
         Facts {
-            root: nix::unistd::geteuid().is_root(),
-            layout: hierarchy.as_ref().map(Hierarchy::layout),
-            memory_controller: has(Controller::Memory),
-            cpu_controller: has(Controller::Cpu),
-            pids_controller: has(Controller::Pids),
-            psi: Board::detect(Path::new("/proc")).psi,
-            may_lower_oom: runtime::managed::may_lower_oom_score(),
-            running,
-            containerd_socket: !managed && std::os::unix::net::UnixStream::connect(&socket).is_ok(),
-            managed,
-            containerd_program: program("containerd"),
-            runc_program: program("runc"),
-            nft_program: program("nft"),
-            missing_plugins: ["bridge", "host-local", "loopback", "portmap"]
-                .into_iter()
-                .filter(|name| !config.cni_bin_dir.join(name).exists())
-                .collect(),
-            cni_bin_dir: config.cni_bin_dir.clone(),
-            overlay: read("/proc/filesystems").is_some_and(|text| text.lines().any(|line| line.ends_with("\toverlay"))),
-            bridge_netfilter: Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists(),
-            taken: if running { Vec::new() } else { taken(config) },
-            memory_mib: machine::Machine::look().map_or(0, |machine| machine.memory >> 20),
-            min_free_kib: number("/proc/sys/vm/min_free_kbytes"),
-            dirty_bytes: number("/proc/sys/vm/dirty_bytes"),
-            overcommit: number("/proc/sys/vm/overcommit_memory"),
-            inotify_instances: number("/proc/sys/fs/inotify/max_user_instances"),
-            swap_files: read("/proc/swaps")
-                .unwrap_or_default()
-                .lines()
-                .skip(1)
-                .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
-                .filter(|name| !name.contains("zram"))
-                .collect(),
-            data: machine::filesystem(&config.data_dir),
-            data_writable: nix::unistd::access(&existing, nix::unistd::AccessFlags::W_OK).is_ok(),
-            data_dir: config.data_dir.clone(),
-            year: time::OffsetDateTime::now_utc().year(),
-            addresses: address::find(config, None).len(),
-            other_agents: other_agents(),
-            node_name: config.node_name.clone(),
+            root: is_root,
+            memory_mib: root.meminfo_kib("MemTotal").unwrap_or(0) / 1024,
+            boot: boot::gather(&root, config),
+            cgroups: cgroups::gather(&root, storage.disk.as_ref(), depth != Depth::Cheap && is_root),
+            services: services::gather(&root, processes, depth),
+            board: board::gather(&root, depth),
+            kernel: kernel::gather(&root),
+            node: (depth != Depth::Cheap).then(|| node::gather(&root, config, running)),
+            storage,
+            runtime,
         }
     }
 }
 
-fn read(path: &str) -> Option<String> {
-    std::fs::read_to_string(path).ok()
-}
+/// Where the machine's files are.
+#[derive(Debug, Clone)]
+pub(super) struct Root(pub PathBuf);
 
-fn number(path: &str) -> Option<u64> {
-    read(path)?.trim().parse().ok()
+impl Root {
+    /// The place of an absolute path.
+    pub(super) fn at(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+
+    /// The text of a file, if there is one that can be read.
+    pub(super) fn read(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.at(path)).ok()
+    }
+
+    /// A file that holds a number.
+    pub(super) fn number<N: std::str::FromStr>(&self, path: &str) -> Option<N> {
+        self.read(path)?.trim().parse().ok()
+    }
+
+    pub(super) fn exists(&self, path: &str) -> bool {
+        self.at(path).exists()
+    }
+
+    /// Names in a directory, sorted.
+    pub(super) fn names(&self, path: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.at(path)).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// One line of `/proc/meminfo`.
+    pub(super) fn meminfo_kib(&self, key: &str) -> Option<u64> {
+        let text = self.read("/proc/meminfo")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        value.trim().strip_suffix("kB")?.trim().parse().ok()
+    }
+
+    /// Type and options of the file system mounted last at `place`: options of the mount, then of the file system.
+    pub(super) fn mount(&self, place: &str) -> Option<(String, String)> {
+        let text = self.read("/proc/self/mountinfo")?;
+        let line = text.lines().filter(|line| line.split(' ').nth(4) == Some(place)).next_back()?;
+        let (left, right) = line.split_once(" - ")?;
+        let mut right = right.split(' ');
+        let kind = right.next()?.to_owned();
+        Some((kind, format!("{},{}", left.split(' ').nth(5)?, right.nth(1).unwrap_or_default())))
+    }
 }
 
 /// Whether a program is in the usual directories, `PATH` included.
-fn program(name: &str) -> bool {
+pub(super) fn program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(usual).any(|dir| dir.join(name).is_file())
-}
-
-/// Ports of ours that cannot be bound.
-fn taken(config: &Config) -> Vec<(SocketAddr, &'static str)> {
-    let kubelet = SocketAddr::new(config.kubelet_address, config.kubelet_port);
-    [
-        (Some(kubelet), "kubelet-arg: port="),
-        (config.healthz_address, "kubelet-arg: healthz-port="),
-        (config.metrics_address, "metrics-address"),
-    ]
-    .into_iter()
-    .filter_map(|(address, key)| Some((address?, key)))
-    .filter(|(address, _)| address.port() != 0 && TcpListener::bind(address).is_err())
-    .collect()
-}
-
-/// Processes that would fight over the same pods directories, ports and cgroups.
-fn other_agents() -> Vec<String> {
-    let known = ["kubelet", "k3s-agent", "k3s-server", "k3s", "microk8s", "kubelite"];
-    let mut found: Vec<String> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok())
-        .map(|name| name.trim().to_owned())
-        .filter(|name| known.contains(&name.as_str()))
-        .collect();
-    found.sort();
-    found.dedup();
-    found
 }
