@@ -148,8 +148,9 @@ fn every_setting_is_written_kept_and_restored() {
         (Setting::Freeze, "1"),
     ] {
         let done = hands.apply(&set(&target, setting)).unwrap();
-        assert!(matches!(&done, Done::Set { now, settled: true, .. } if now == found), "{setting:?}: {done:?}");
-        assert_eq!(machine.get(&target, setting.knob().file()), found);
+        assert!(matches!(&done, Done::Set { .. }), "{setting:?}: {done:?}");
+        // A limit below what is in use is written by another thread.
+        until("the setting holds", || machine.get(&target, setting.knob().file()) == found);
     }
     assert_eq!(hands.held().len(), 6);
     let listed = std::fs::read_to_string(machine.ledger()).unwrap();

@@ -240,7 +240,7 @@ impl Actuator {
         let in_use = dir.read_u64("memory.current").unwrap_or(0);
         let knob = Knob::MemoryHigh;
         if wanted.parse().map_or(true, |limit: u64| limit >= in_use) {
-            self.reclaimer.cancel(dir);
+            self.reclaimer.overrule(dir, wanted);
             return knob::set(dir, knob, wanted, None).map(|now| (now, true));
         }
         let outcome = self.reclaimer.lower(dir, wanted)?;
@@ -262,14 +262,14 @@ impl Actuator {
             return Ok(Done::Nothing);
         };
         let underway = knob == Knob::MemoryHigh && self.reclaimer.is_at(&dir);
-        if underway {
-            self.reclaimer.cancel(&dir);
-        }
         if let Some(held) = held.filter(|held| held.knob != Knob::Freeze && !underway) {
             let now = knob::read(&dir, knob, self.disk.as_deref())?;
             if !knob::same(knob, &held.set, &now) && !knob::same(knob, &original, &now) {
                 original = now;
             }
+        }
+        if underway {
+            self.reclaimer.overrule(&dir, &original);
         }
         let before = ledger::restore(&dir, knob, &original)?;
         ledger::drop_original(&dir, knob);

@@ -48,8 +48,8 @@ struct Shared {
 struct Work {
     /// At most one per group.
     lower: VecDeque<Lower>,
-    /// Whose limit is being written.
-    current: Option<CgroupDir>,
+    /// Whose limit is being written, and what is to be written after it.
+    current: Option<(CgroupDir, Option<String>)>,
     /// The newest only.
     reclaim: Option<Reclaim>,
     stop: bool,
@@ -81,7 +81,7 @@ impl Reclaimer {
     /// Whether a limit of this group waits to be written or is being written, so that its file may hold an earlier one.
     pub(super) fn is_at(&self, dir: &CgroupDir) -> bool {
         let work = self.shared.lock();
-        work.current.as_ref() == Some(dir) || work.lower.iter().any(|lower| lower.dir == *dir)
+        work.current.as_ref().is_some_and(|(current, _)| current == dir) || work.lower.iter().any(|lower| lower.dir == *dir)
     }
 
     /// Writes `memory.high` and waits a moment.
@@ -100,9 +100,14 @@ impl Reclaimer {
         }
     }
 
-    /// Forgets a limit of this group that was not written yet.
-    pub(super) fn cancel(&mut self, dir: &CgroupDir) {
-        self.shared.lock().lower.retain(|lower| lower.dir != *dir);
+    /// To be called before `value`, which takes nothing back, is written to a group's limit: lower ones that were not written yet are
+    /// forgotten, and one that is being written does not have the last word.
+    pub(super) fn overrule(&mut self, dir: &CgroupDir, value: &str) {
+        let mut work = self.shared.lock();
+        work.lower.retain(|lower| lower.dir != *dir);
+        if let Some((_, after)) = work.current.as_mut().filter(|(current, _)| current == dir) {
+            *after = Some(value.to_owned());
+        }
     }
 
     /// Asks for memory, in place of what was asked for before.
@@ -152,7 +157,14 @@ fn run(shared: &Shared) {
         match next {
             Next::Lower(Lower { dir, value, answer }) => {
                 let done = knob::write(&dir, Knob::MemoryHigh, &value);
-                shared.lock().current = None;
+                let mut work = shared.lock();
+                if let Some((dir, Some(after))) = work.current.take() {
+                    // Under the lock, so that who overrules this one is later.
+                    if let Err(error) = knob::write(&dir, Knob::MemoryHigh, &after) {
+                        tracing::debug!(%error, "limit not raised again");
+                    }
+                }
+                drop(work);
                 if let Err(error) = &done {
                     tracing::debug!(%error, "limit not lowered");
                 }
@@ -178,7 +190,7 @@ fn next(shared: &Shared) -> Option<Next> {
             return None;
         }
         if let Some(lower) = work.lower.pop_front() {
-            work.current = Some(lower.dir.clone());
+            work.current = Some((lower.dir.clone(), None));
             return Some(Next::Lower(lower));
         }
         if let Some(reclaim) = work.reclaim.take() {
