@@ -109,7 +109,7 @@ class Board:
 
     # --- power -----------------------------------------------------------------------------------------------------
 
-    def boot(self, limit=600):
+    def boot(self, limit=900):
         """Switches the board on and waits until it can be logged in to; the boot flags are read from its disk each time."""
         words = kernel_words(self.cmdline())
         self.boots += 1
