@@ -227,7 +227,10 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         liveness: config.liveness.to_string(),
         runtime: format!("containerd at {}", runtime.client.socket().display()),
         governor: governor_setup::control(&governor),
-        reservations: Box::new(Vec::new),
+        reservations: Box::new({
+            let (reservations, pod_tree) = (Arc::clone(&machine.reservations), Arc::clone(&machine.pod_tree));
+            move || control::reservations(&reservations.report(), pod_tree.hierarchy())
+        }),
         pod_tree: Arc::clone(&machine.pod_tree),
     };
 

@@ -14,7 +14,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check the machine, verify server and token, write the configuration and enable the service
+    /// Verify server and token, write the configuration and enable the service
     Join(Join),
     /// Run the agent; what the service runs
     Run(Run),
@@ -24,6 +24,8 @@ pub enum Command {
     Status(Status),
     /// Show the last decision about a pod, what it was based on and when it is tried again
     Why(Why),
+    /// Deal with the governor that keeps pods from starving the node
+    Governor(Governor),
     /// Give the node's pods away, stop, and remove what this instance made
     Leave(Leave),
 }
@@ -62,7 +64,7 @@ pub struct Join {
     /// Where identity, assignments and images are kept [default: /var/lib/edge-agent]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<String>,
-    /// Repair what preflight can repair without asking, and reboot if that needs it; the join then finishes by itself
+    /// Apply the fixes preflight proposes without asking
     #[arg(long)]
     pub yes: bool,
     #[command(flatten)]
@@ -82,12 +84,9 @@ pub struct Run {
 pub struct Preflight {
     #[command(flatten)]
     pub instance: Instance,
-    /// Repair what can be repaired safely; files are kept beside themselves, changes are shown, nothing reboots
+    /// Apply the fixes that need no reboot and change no user's file
     #[arg(long)]
     pub fix: bool,
-    /// With --fix: agree to the repairs that are asked about
-    #[arg(long, requires = "fix")]
-    pub yes: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
@@ -100,7 +99,7 @@ pub struct Status {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Print again every two seconds
+    /// Show it again and again: as a board on a terminal, as lines elsewhere
     #[arg(long)]
     pub watch: bool,
 }
@@ -115,6 +114,24 @@ pub struct Why {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Governor {
+    #[command(subcommand)]
+    pub command: GovernorCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GovernorCommand {
+    /// Undo every brake and freeze now, with or without a running agent
+    Release(Release),
+}
+
+#[derive(Debug, Args)]
+pub struct Release {
+    #[command(flatten)]
+    pub instance: Instance,
 }
 
 #[derive(Debug, Args)]

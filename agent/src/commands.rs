@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::cli::{Cli, Command};
-use crate::config::{Config, Input, Problems};
+use crate::cli::{Cli, Command, GovernorCommand};
+use crate::config::{CgroupDriver, Config, Input, Problems};
 use crate::{app, control, join, leave, node, preflight, shutdown, telemetry};
 
 /// sysexits' EX_CONFIG: the unit does not restart on it.
@@ -50,6 +50,17 @@ pub fn run(cli: Cli, started: Instant) -> anyhow::Result<u8> {
             runtime()?.block_on(control::client_why(&run_dir, &args.pod, args.json, &mut std::io::stdout()))?;
             Ok(0)
         }
+        Command::Governor(args) => match args.command {
+            GovernorCommand::Release(args) => {
+                need_root()?;
+                let run_dir = run_dir(args.instance.config.as_deref());
+                let released = match runtime()?.block_on(control::client_release(&run_dir))? {
+                    Some(released) => released,
+                    None => release_without_agent(args.instance.config.as_deref())?,
+                };
+                Ok(tell_released(&released))
+            }
+        },
         Command::Leave(args) => {
             telemetry::start(false);
             need_root()?;
@@ -70,6 +81,38 @@ pub fn load(file: Option<&Path>, flags: &[(&'static str, String)]) -> anyhow::Re
 /// Where the control socket is, also when the rest of the configuration is wrong.
 fn run_dir(file: Option<&Path>) -> PathBuf {
     load(file, &[]).map_or_else(|_| crate::config::run_dir_of(file), |(config, _)| config.run_dir)
+}
+
+/// What a governor that is gone left in the groups of pods, from the groups themselves and its ledger.
+fn release_without_agent(file: Option<&Path>) -> anyhow::Result<control::Released> {
+    let (config, _) = load(file, &[])?;
+    let hierarchy = cgroup::Hierarchy::detect().context("looking for the control groups of this machine")?;
+    let driver = match config.cgroup_driver {
+        CgroupDriver::Cgroupfs => cgroup::Driver::Cgroupfs,
+        CgroupDriver::Systemd => cgroup::Driver::Systemd,
+    };
+    let tree = cgroup::PodTree::new(hierarchy, &config.cgroup_root, driver).context("naming the pods' control groups")?;
+    let recovered = cgroup::governor::recover(&tree, &config.run_dir);
+    let undone = |undone: &cgroup::governor::Undone| format!("{} {}: {} -> {}", undone.group, undone.knob.file(), undone.from, undone.to);
+    Ok(control::Released {
+        undone: recovered.undone.iter().map(undone).collect(),
+        failed: recovered.failed.iter().map(|error| telemetry::chain(error)).collect(),
+    })
+}
+
+fn tell_released(released: &control::Released) -> u8 {
+    let mut out = std::io::stdout().lock();
+    for line in &released.undone {
+        let _ = writeln!(out, "undone {line}");
+    }
+    if released.undone.is_empty() && released.failed.is_empty() {
+        let _ = writeln!(out, "nothing to undo");
+    }
+    let mut err = std::io::stderr().lock();
+    for line in &released.failed {
+        let _ = writeln!(err, "edge-agent: not undone: {line}");
+    }
+    u8::from(!released.failed.is_empty())
 }
 
 /// The one thread everything but the heartbeat runs on; file and name look-ups go to a few small ones.

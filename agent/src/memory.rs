@@ -146,3 +146,16 @@ pub(crate) fn firmware_property(file: &std::fs::File, tag: u32) -> std::io::Resu
 fn done(result: libc::c_long) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Columns and rows of the terminal that standard output is.
+pub(crate) fn terminal_size() -> Option<(usize, usize)> {
+    let mut size = std::mem::MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the kernel fills a structure of its own layout; all zero is one, too.
+    let size = unsafe {
+        if libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr()) != 0 {
+            return None;
+        }
+        size.assume_init()
+    };
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col.into(), size.ws_row.into()))
+}

@@ -1,4 +1,4 @@
-//! The asking side: `edge-agent status` and `edge-agent why POD`.
+//! The asking side: `edge-agent status`, `edge-agent why POD`, `edge-agent governor release`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::Request;
 use hyper::header::HOST;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::{Status, Why, socket_path};
+use super::watcher::client_watch;
+use super::{ActionLine, GovernorStatus, Released, ReservationLine, Status, Why, socket_path};
 
 /// The agent answers from memory: longer than this and it is stuck.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Time between two looks of `status --watch`.
-const WATCH: Duration = Duration::from_secs(2);
+/// It may have the groups of a hundred pods to write to.
+const RELEASE: Duration = Duration::from_secs(10);
 
 /// Why a client command got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +40,17 @@ pub enum ClientError {
     Protocol { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
-async fn get(run_dir: &Path, path_and_query: &str) -> Result<Bytes, ClientError> {
-    let path = socket_path(run_dir);
-    let stuck = ClientError::Stuck { path: path.clone() };
-    tokio::time::timeout(ANSWER, get_unlimited(path, path_and_query)).await.unwrap_or(Err(stuck))
+pub(super) async fn get(run_dir: &Path, path_and_query: &str) -> Result<Bytes, ClientError> {
+    ask(run_dir, Method::GET, path_and_query, ANSWER).await
 }
 
-async fn get_unlimited(path: PathBuf, path_and_query: &str) -> Result<Bytes, ClientError> {
+async fn ask(run_dir: &Path, method: Method, path_and_query: &str, within: Duration) -> Result<Bytes, ClientError> {
+    let path = socket_path(run_dir);
+    let stuck = ClientError::Stuck { path: path.clone() };
+    tokio::time::timeout(within, ask_unlimited(path, method, path_and_query)).await.unwrap_or(Err(stuck))
+}
+
+async fn ask_unlimited(path: PathBuf, method: Method, path_and_query: &str) -> Result<Bytes, ClientError> {
     let socket = match UnixStream::connect(&path).await {
         Ok(socket) => socket,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(ClientError::NotRoot { path }),
@@ -54,7 +59,7 @@ async fn get_unlimited(path: PathBuf, path_and_query: &str) -> Result<Bytes, Cli
     let broken = |error: hyper::Error| ClientError::Protocol { path: path.clone(), source: error.into() };
     let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(socket)).await.map_err(broken)?;
     let driver = crate::task::spawn(connection);
-    let request = Request::get(path_and_query).header(HOST, "agent").body(Empty::new());
+    let request = Request::builder().method(method).uri(path_and_query).header(HOST, "agent").body(Empty::new());
     let request = request.map_err(|error| ClientError::Protocol { path: path.clone(), source: error.into() })?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
@@ -63,22 +68,29 @@ async fn get_unlimited(path: PathBuf, path_and_query: &str) -> Result<Bytes, Cli
     if status.is_success() { Ok(body) } else { Err(ClientError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned())) }
 }
 
-/// `edge-agent status`: writes to `out` once, or every two seconds until interrupted with `watch`.
+/// `edge-agent status`: to `out` once; with `watch` to standard output until interrupted.
 pub async fn client_status(run_dir: &Path, json: bool, watch: bool, out: &mut dyn io::Write) -> anyhow::Result<()> {
-    loop {
-        let body = get(run_dir, "/status").await?;
-        if json {
-            out.write_all(&body)?;
-            out.write_all(b"\n")?;
-        } else {
-            let status: Status = serde_json::from_slice(&body)?;
-            out.write_all(render_status(&status).as_bytes())?;
-        }
-        out.flush()?;
-        if !watch {
-            return Ok(());
-        }
-        tokio::time::sleep(WATCH).await;
+    if watch {
+        return client_watch(run_dir, json).await;
+    }
+    let body = get(run_dir, "/status").await?;
+    if json {
+        out.write_all(&body)?;
+        out.write_all(b"\n")?;
+    } else {
+        let status: Status = serde_json::from_slice(&body)?;
+        out.write_all(render_status(&status).as_bytes())?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// `edge-agent governor release` through the running agent; None where none answers, so that somebody else has to do it.
+pub async fn client_release(run_dir: &Path) -> anyhow::Result<Option<Released>> {
+    match ask(run_dir, Method::POST, "/governor/release", RELEASE).await {
+        Ok(body) => Ok(Some(serde_json::from_slice(&body)?)),
+        Err(ClientError::NotRunning { .. } | ClientError::Stuck { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -118,7 +130,10 @@ fn render_status(status: &Status) -> String {
     }
     text += &format!("liveness  {}\n", status.liveness);
     text += &format!("runtime   {}\n", status.runtime);
-    text += &format!("governor  {}\n", status.governor.mode);
+    text += &render_governor(&status.governor);
+    for line in &status.reservations {
+        text += &render_reservation(line);
+    }
     if let Some(limit) = status.kubepods_memory_limit {
         text += &format!("kubepods  {} MiB at most\n", limit / (1024 * 1024));
     }
@@ -136,6 +151,44 @@ fn render_status(status: &Status) -> String {
         text += &format!("  {name:<width$}  {:<9}  {ready:<9}  restarts {}  {}\n", pod.phase, pod.restarts, pod.ip);
     }
     text
+}
+
+fn render_governor(governor: &GovernorStatus) -> String {
+    let mut text = format!("governor  {}", governor.mode);
+    if !governor.state.is_empty() {
+        text += &format!(", {} for {} s", governor.state, governor.state_seconds);
+    }
+    text += "\n";
+    for why in &governor.degraded {
+        text += &format!("degraded  {why}\n");
+    }
+    for signal in &governor.signals {
+        text += &format!("signal    {} {} {}\n", signal.signal, signal.level, signal.value);
+    }
+    for pod in &governor.frozen {
+        text += &format!("frozen    {pod}\n");
+    }
+    for pod in &governor.throttled {
+        text += &format!("held      {pod}\n");
+    }
+    for action in &governor.actions {
+        let ActionLine { seconds_ago, action, target, reason, result } = action;
+        text += &format!("action    {seconds_ago} s ago: {action} {target}, {result}: {reason}\n");
+    }
+    text
+}
+
+fn render_reservation(line: &ReservationLine) -> String {
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let mut text = format!("memory    {:<10} {:>9} planned", line.part, mib(line.planned));
+    for (word, value) in
+        [("measured", line.measured), ("promised", line.min), ("brake", line.high), ("limit", line.max), ("used", line.used)]
+    {
+        if let Some(value) = value {
+            text += &format!(", {word} {}", mib(value));
+        }
+    }
+    text + "\n"
 }
 
 fn render_why(why: &Why) -> String {

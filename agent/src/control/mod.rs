@@ -5,6 +5,9 @@
 
 mod client;
 mod live;
+mod reserved;
+mod screen;
+mod watcher;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -19,8 +22,9 @@ use tokio::sync::watch;
 
 use crate::kubelet::serve::{self, Body};
 
-pub use client::{ClientError, client_status, client_why};
+pub use client::{ClientError, client_release, client_status, client_why};
 pub use live::{Governor, Live};
+pub use reserved::reservations;
 
 /// Where the socket is, below the run directory.
 pub fn socket_path(run_dir: &Path) -> PathBuf {
@@ -322,6 +326,9 @@ mod tests {
         let refused = client_why(dir.path(), "other pod&x", false, &mut Vec::new()).await.expect_err("no such pod");
         assert_eq!(refused.to_string(), "no pod other pod&x on this node");
 
+        let released = client_release(dir.path()).await.expect("answers").expect("an agent runs");
+        assert_eq!(released.undone, ["default/web memory.high"]);
+
         stop.send(true).expect("server listens");
         server.await.expect("joins");
     }
@@ -331,5 +338,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let error = client_status(dir.path(), false, false, &mut Vec::new()).await.expect_err("nobody there");
         assert!(error.to_string().contains("is it running?"), "{error}");
+        assert_eq!(client_release(dir.path()).await.expect("no error"), None, "somebody else has to undo it");
     }
 }

@@ -80,7 +80,6 @@ const TRIGGERS: [(&str, &str, &str); 8] = [
 ];
 const EVICTED: [&str; 3] = ["memory", "tasks", "io"];
 const CLASSES: [&str; 3] = ["besteffort", "burstable", "guaranteed"];
-const SCOPES: [&str; 6] = ["agent", "runtime", "system", "kubepods", "burstable", "besteffort"];
 
 /// What the governor found on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +143,6 @@ pub struct GovernorMetrics {
     suppressed: Family<One, Counter>,
     psi_events: Family<[(&'static str, &'static str); 3], Counter>,
     evictions: Family<Two, Counter>,
-    drift: Family<One, Counter>,
     reaction: Histogram,
     turn: Histogram,
     storage_probe: Histogram,
@@ -160,7 +158,6 @@ impl Default for GovernorMetrics {
             suppressed: Family::default(),
             psi_events: Family::default(),
             evictions: Family::default(),
-            drift: Family::default(),
             reaction: Histogram::new(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0]),
             turn: Histogram::new(&[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0]),
             storage_probe: Histogram::new(&[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 2.5, 5.0, 10.0]),
@@ -196,9 +193,6 @@ impl GovernorMetrics {
                 drop(self.evictions.get_or_create(&[("resource", resource), ("qos", qos)]));
             }
         }
-        for scope in SCOPES {
-            drop(self.drift.get_or_create(&[("scope", scope)]));
-        }
     }
 
     pub(super) fn register(&self, r: &mut Registry) {
@@ -207,8 +201,6 @@ impl GovernorMetrics {
         r.register("edge_agent_governor_suppressed", "Actions decided but not executed", self.suppressed.clone());
         r.register("edge_agent_governor_psi_events", "PSI trigger wakeups received", self.psi_events.clone());
         r.register("edge_agent_evictions", "Pods evicted by reason", self.evictions.clone());
-        let help = "Times a reservation was found changed by others and re-applied";
-        r.register("edge_agent_reservation_drift", help, self.drift.clone());
         let help = "Time from the signal crossing its threshold to the action being written";
         r.register("edge_agent_governor_reaction_seconds", help, self.reaction.clone());
         r.register("edge_agent_governor_loop_seconds", "Wall time of one governor iteration", self.turn.clone());
@@ -259,11 +251,6 @@ impl GovernorMetrics {
     /// A pod was evicted or killed for want of `resource`.
     pub fn evicted(&self, resource: &'static str, qos: &'static str) {
         self.evictions.get_or_create(&[("resource", resource), ("qos", qos)]).inc();
-    }
-
-    /// A reservation of `scope` had been changed by somebody else.
-    pub fn drift(&self, scope: &'static str) {
-        self.drift.get_or_create(&[("scope", scope)]).inc();
     }
 
     /// From the crossing of a threshold to the written action.
@@ -370,7 +357,6 @@ mod tests {
             "edge_agent_governor_frozen_pods 0",
             "edge_agent_governor_reaction_seconds_count 0",
             "edge_agent_evictions_total{resource=\"memory\",qos=\"burstable\"} 0",
-            "edge_agent_reservation_drift_total{scope=\"kubepods\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} not in\n{text}");
         }
