@@ -580,6 +580,17 @@ fn pods_are_read_and_those_without_a_group_left_out() {
     assert_eq!((used.cpu_us, used.tasks, used.fork_failures, used.frozen), (123, 6, 8, true));
     assert_eq!((found[0].used.high, found[0].used.frozen), (None, false));
 
+    let mut hurried = PodReader::new(machine.tree.clone()).with_budget(Duration::ZERO);
+    let mut newest = Duration::ZERO;
+    let mut in_turn = Vec::new();
+    for _ in 0..6 {
+        let found = hurried.read(&facts);
+        in_turn.extend(found.iter().filter(|pod| pod.used.read > newest).map(|pod| pod.facts.uid.clone()));
+        newest = found.iter().map(|pod| pod.used.read).max().unwrap();
+    }
+    assert_eq!(in_turn, ["aaaa-1", "bbbb-2", "cccc-3", "aaaa-1", "bbbb-2"], "one at a time, the one without a group too");
+    assert_eq!(hurried.read(&facts).len(), 3, "the others as they were");
+
     // Removed and made again: another directory of that name.
     machine.set(&target, "memory.stat", "anon 1\nslab 7\nkernel_stack 2\nshmem 0");
     let dir = machine.tree.hierarchy().unified_dir(&machine.group(&target)).unwrap();

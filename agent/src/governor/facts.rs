@@ -104,7 +104,7 @@ mod tests {
         assert_eq!((facts.qos, facts.priority, facts.protected, facts.preference), (QosClass::Burstable, 7, false, Preference::Prefer));
         assert_eq!((facts.memory_request, facts.cpu_request, facts.grace), (64 << 20, 250, Duration::from_secs(5)));
         let mut critical = pod;
-        critical.spec.priority = Some(2_000_001_000);
+        Arc::make_mut(&mut critical.spec).priority = Some(2_000_001_000);
         assert!(of(&critical).protected);
     }
 

@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(orders.of(&pod("a", "other")).held, Some(why));
         assert_eq!(orders.of(&pod("a", "set")).held.as_deref(), Some("three times"));
         let mut critical = pod("a", "other");
-        critical.spec.priority = Some(2_000_000_000);
+        Arc::make_mut(&mut critical.spec).priority = Some(2_000_000_000);
         assert_eq!(orders.of(&critical).held, None);
         critical.metadata.owner_references[0].uid = "set".to_owned();
         assert_eq!(orders.of(&critical).held.as_deref(), Some("three times"));

@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use super::sample::{Pod, PodFacts, PodUse};
-use super::sensor::refaults;
+use super::sensor::{boottime, refaults};
 use super::source::{keyed, leading, stall, summed};
 use crate::{Controller, PodTree};
 
@@ -24,6 +24,8 @@ const BUDGET: Duration = Duration::from_millis(20);
 pub struct PodReader {
     tree: PodTree,
     dirs: HashMap<String, OwnedFd>,
+    /// The last reading of each, for a walk that runs out of time.
+    last: HashMap<String, PodUse>,
     /// Where the next walk begins, if the last one ran out of time.
     next: usize,
     budget: Duration,
@@ -33,7 +35,7 @@ pub struct PodReader {
 impl PodReader {
     /// Opens nothing yet.
     pub fn new(tree: PodTree) -> PodReader {
-        PodReader { tree, dirs: HashMap::new(), next: 0, budget: BUDGET, buffer: vec![0; 16 * 1024].into() }
+        PodReader { tree, dirs: HashMap::new(), last: HashMap::new(), next: 0, budget: BUDGET, buffer: vec![0; 16 * 1024].into() }
     }
 
     /// With another time for one walk than 20 ms. At least one pod is read each time.
@@ -42,27 +44,34 @@ impl PodReader {
         PodReader { budget, ..self }
     }
 
-    /// What the pods use that have a group, in the order of `facts` as far as the time allows; the next call begins with the first one left
-    /// out. Empty where the memory controller is not in cgroup v2.
+    /// What the pods use that have a group, in the order of `facts`. Those for which there was no time are as they were read last, see
+    /// [`PodUse::read`]; the next call begins with the first of them. Empty where the memory controller is not in cgroup v2.
     pub fn read(&mut self, facts: &[PodFacts]) -> Vec<Pod> {
         if !self.tree.hierarchy().is_v2(Controller::Memory) {
             return Vec::new();
         }
         self.dirs.retain(|uid, _| facts.iter().any(|pod| pod.uid == *uid));
+        self.last.retain(|uid, _| facts.iter().any(|pod| pod.uid == *uid));
         let start = Instant::now();
         let mut pods = Vec::with_capacity(facts.len());
         let first = if self.next < facts.len() { self.next } else { 0 };
-        self.next = 0;
+        let mut next = None;
         for n in 0..facts.len() {
             let at = (first + n) % facts.len();
-            if n > 0 && start.elapsed() >= self.budget {
-                self.next = at;
-                break;
+            let late = n > 0 && start.elapsed() >= self.budget;
+            if late {
+                next.get_or_insert(at);
             }
-            if let Some(used) = self.read_one(&facts[at]) {
-                pods.push(Pod { facts: facts[at].clone(), used });
+            let used = if late { self.last.get(&facts[at].uid).copied() } else { self.read_one(&facts[at]) };
+            match used {
+                Some(used) => {
+                    self.last.insert(facts[at].uid.clone(), used);
+                    pods.push(Pod { facts: facts[at].clone(), used });
+                }
+                None => drop(self.last.remove(&facts[at].uid)),
             }
         }
+        self.next = next.unwrap_or(0);
         pods
     }
 
@@ -91,7 +100,8 @@ impl PodReader {
 
 /// `None` if the group is gone.
 fn use_of(dir: &OwnedFd, buffer: &mut [u8]) -> Option<PodUse> {
-    let mut used = PodUse { memory: leading(read(dir, "memory.current", buffer).ok()?).unwrap_or(0), ..PodUse::default() };
+    let mut used =
+        PodUse { read: boottime(), memory: leading(read(dir, "memory.current", buffer).ok()?).unwrap_or(0), ..PodUse::default() };
     let mut number = |file| read(dir, file, buffer).ok().and_then(leading);
     used.swap = number("memory.swap.current").unwrap_or(0);
     used.high = number("memory.high");

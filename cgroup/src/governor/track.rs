@@ -65,14 +65,15 @@ impl Tracks {
 
     fn one(&mut self, now: Duration, pod: &Pod) -> Tracked {
         let used = pod.used;
+        let read = if used.read == Duration::ZERO { now } else { used.read };
         let track = self.by_uid.entry(pod.facts.uid.clone()).or_insert_with(|| Track {
             first: now,
-            last: now,
+            last: read,
             used,
             stirred: now,
             rates: Rates::default(),
         });
-        let over = now.saturating_sub(track.last).as_secs_f64();
+        let over = read.saturating_sub(track.last).as_secs_f64();
         if over > 0.0 {
             let before = track.used;
             let count = |now: u64, before: u64| now.saturating_sub(before) as f64 / over;
@@ -90,7 +91,7 @@ impl Tracks {
                 track.stirred = now;
             }
             track.used = used;
-            track.last = now;
+            track.last = read;
         }
         let Rates { growth, stall, thrash, written, cpus, forks_refused } = track.rates;
         let (watched, quiet) = (now.saturating_sub(track.first), now.saturating_sub(track.stirred));
