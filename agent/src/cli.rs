@@ -14,7 +14,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Verify server and token, write the configuration and enable the service
+    /// Check the machine, verify server and token, write the configuration and enable the service
     Join(Join),
     /// Run the agent; what the service runs
     Run(Run),
@@ -64,7 +64,7 @@ pub struct Join {
     /// Where identity, assignments and images are kept [default: /var/lib/edge-agent]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<String>,
-    /// Apply the fixes preflight proposes without asking
+    /// Repair what preflight can repair without asking, and reboot if that needs it; the join then finishes by itself
     #[arg(long)]
     pub yes: bool,
     #[command(flatten)]
@@ -84,9 +84,12 @@ pub struct Run {
 pub struct Preflight {
     #[command(flatten)]
     pub instance: Instance,
-    /// Apply the fixes that need no reboot and change no user's file
+    /// Repair what can be repaired safely; files are kept beside themselves, changes are shown, nothing reboots
     #[arg(long)]
     pub fix: bool,
+    /// With --fix: agree to the repairs that are asked about
+    #[arg(long, requires = "fix")]
+    pub yes: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
