@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import threading
 import time
 from dataclasses import dataclass
@@ -34,7 +35,17 @@ def run(node, name, lengths, raw):
     ahead = node.clock_ahead()
     knobs, restarts = node.knobs(), agent_restarts(node)
     node.take_samples()
-    samples = Samples()
+    samples, lost = Samples(), []
+
+    def attempt(what, question, otherwise):
+        """A board that a hog took down answers nothing any more: what it was to say is left out and named."""
+        try:
+            return question()
+        except (Failure, OSError, ValueError, subprocess.SubprocessError) as error:
+            lost.append(what)
+            node.say(f"no {what}: {str(error)[:200]}")
+            return otherwise
+
     probes = Probes(api, NODE, hogs.TARGET, samples)
     probes.start()
     facts = {}
@@ -58,7 +69,7 @@ def run(node, name, lengths, raw):
         facts["hog_gone_s"] = time_until_gone(api, HOG)
         gone = samples.now()
         wait_until_second(samples, gone + 10)
-        left = judge.undone(knobs, node.knobs())
+        left = attempt("limits", lambda: judge.undone(knobs, node.knobs()), None)
         wait_until_second(samples, gone + lengths.recovery)
         after = scrape(api)
         leaver.join(130)
@@ -71,7 +82,7 @@ def run(node, name, lengths, raw):
     for series in ("exec", "logs", "scrape"):
         row.update(judge.asked(samples, series, begin, end))
     row.update(judge.bystander(bystander_lines(api, samples.now()), (epoch + 5, epoch + begin), (epoch + begin, epoch + end)))
-    inside = node.take_samples()
+    inside = attempt("samples", node.take_samples, [])
     row.update(judge.inside(inside, node.groups, epoch + begin, epoch + gone))
     before, during, later = (judge.metrics(text) for text in (calm, busy, after))
     end_of_all = later or during
@@ -80,7 +91,8 @@ def run(node, name, lengths, raw):
     row["actions"] = judge.actions(before, end_of_all)
     states = [key.split('"')[1] for key, value in later.items() if key.startswith("edge_agent_governor_state{") and value == 1]
     row["state_at_end"] = states[0] if states else None
-    row.update(facts, **fate, **reached, undo_diff=len(left), harmed=" ".join(harmed(api)), agent_restarts=agent_restarts(node) - restarts)
+    row.update(facts, **fate, **reached, undo_diff=None if left is None else len(left), harmed=" ".join(harmed(api)),
+               agent_restarts=attempt("restarts", lambda: agent_restarts(node) - restarts, None), lost=" ".join(lost))
     with open(f"{raw}.csv", "w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(("series", "second", "value", "ok", "note"))
@@ -92,8 +104,9 @@ def run(node, name, lengths, raw):
             writer.writerow(("late_ms", second, line["late_ms"], 1, ""))
             writer.writerows((key, second, value, 1, "") for key, value in line["values"].items())
     with open(f"{raw}.txt", "w") as out:
-        out.write("limits not restored:\n" + "".join(f"  {line}\n" for line in left))
-        out.write("journal:\n" + board.sh(f"journalctl --no-pager -o short-unix --since=@{int(epoch)} | tail -n 400", check=False))
+        out.write("limits not restored:\n" + "".join(f"  {line}\n" for line in left or ()))
+        if not lost:
+            out.write("journal:\n" + attempt("journal", lambda: board.sh(f"journalctl --no-pager -o short-unix --since=@{int(epoch)} | tail -n 400", check=False), ""))
         out.write("events:\n" + "".join(f"{event.get('lastTimestamp')} {event.get('reason')} {event['involvedObject'].get('name')} {event.get('message')}\n"
                                         for event in (api.get(f"{NAMESPACE}/events") or {"items": []})["items"]))
     return row

@@ -152,7 +152,8 @@ def verdicts(row):
         "ok_scrape": worst(at_most("scrape_failed", 0), at_most("scrape_max", 1)),
         "ok_agent": at_most("agent_restarts", 0),
         "ok_others": UNKNOWN if row.get("harmed") is None else PASS if not row["harmed"] else MISS,
-        "ok_undo": at_most("undo_diff", 0),
+        # A board that answers nothing any more is none that was restored.
+        "ok_undo": MISS if row.get("lost") else at_most("undo_diff", 0),
     }
     if governed:
         share = row.get("bystander_share")

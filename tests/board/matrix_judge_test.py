@@ -75,7 +75,7 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(self.missed("C"), [])
         for name, value, criterion in (("lease_gap_max", 21, "ok_lease"), ("lease_gap_p99", 13, "ok_lease"), ("not_ready", 1, "ok_ready"), ("agent_lag_max", 2.5, "ok_lag"),
                                        ("agent_refaults", 1, "ok_refaults"), ("runtime_oom_kill", 1, "ok_oom"), ("exec_p99", 2.1, "ok_exec"),
-                                       ("scrape_failed", 1, "ok_scrape"), ("harmed", "target:gone", "ok_others"), ("undo_diff", 1, "ok_undo"),
+                                       ("scrape_failed", 1, "ok_scrape"), ("harmed", "target:gone", "ok_others"), ("undo_diff", 1, "ok_undo"), ("lost", "samples", "ok_undo"),
                                        ("bystander_share", 0.89, "ok_bystander"), ("reaction_p99", 0.25, "ok_reaction"), ("state_at_end", "brake", "ok_calm")):
             self.assertEqual(self.missed("C", **{name: value}), [criterion], name)
 
