@@ -156,7 +156,7 @@ pub(super) fn settings(config: &str) -> impl Iterator<Item = (&str, &str)> {
 /// Whether `place` is a mount point, and if so whether it is read-only.
 fn mounted(mountinfo: &str, place: &str) -> Option<bool> {
     // The last mount on a place hides the others.
-    let line = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some(place)).next_back()?;
+    let line = mountinfo.lines().rfind(|line| line.split(' ').nth(4) == Some(place))?;
     Some(line.split(' ').nth(5)?.split(',').any(|option| option == "ro"))
 }
 

@@ -117,7 +117,7 @@ impl Root {
     /// Type and options of the file system mounted last at `place`: options of the mount, then of the file system.
     pub(super) fn mount(&self, place: &str) -> Option<(String, String)> {
         let text = self.read("/proc/self/mountinfo")?;
-        let line = text.lines().filter(|line| line.split(' ').nth(4) == Some(place)).next_back()?;
+        let line = text.lines().rfind(|line| line.split(' ').nth(4) == Some(place))?;
         let (left, right) = line.split_once(" - ")?;
         let mut right = right.split(' ');
         let kind = right.next()?.to_owned();
