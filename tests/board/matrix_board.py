@@ -175,7 +175,8 @@ class Node:
         self.board.put(unpacked / "hog", "/usr/local/bin/matrix-hog")
         shutil.rmtree(unpacked)
         self.board.sh("chmod 755 /usr/local/bin/matrix-hog")
-        self.board.sh(f"systemd-run --quiet --unit=matrix-sampler --slice=-.slice -p OOMScoreAdjust=-1000 -p MemoryMin=8M -p Restart=always -p StandardOutput=append:{SAMPLES}"
+        settings = f"-p OOMScoreAdjust=-1000 -p MemoryMin=8M -p Restart=always -p StandardOutput=append:{SAMPLES}"
+        self.board.sh(f"systemd-run --quiet --unit=matrix-sampler --slice=-.slice {settings}"
                       f" /usr/local/bin/matrix-hog --kind sampler --seconds 1000000 --report 0.5 {words}")
         self.board.wait("the sampler", f"test -s {SAMPLES}", 60)
 
@@ -207,7 +208,8 @@ class Node:
     def knobs(self):
         """Every limit of the groups that matter: "GROUP/FILE" -> text."""
         files = " -o ".join(f"-name {knob}" for knob in KNOBS)
-        text = self.board.sh(f"cd {GROUP} && for d in edge.slice system.slice user.slice kubepods*; do [ -d $d ] && find $d -maxdepth 4 \\( {files} \\) -exec grep -H '' {{}} +; done; true")
+        groups = "edge.slice system.slice user.slice kubepods*"
+        text = self.board.sh(f"cd {GROUP} && for d in {groups}; do [ -d $d ] && find $d -maxdepth 4 \\( {files} \\) -exec grep -H '' {{}} +; done; true")
         out = {}
         for line in text.splitlines():
             name, _, value = line.partition(":")
