@@ -17,5 +17,5 @@ def run(lab):
     join.check_processes(lab, board)
     lab.step("a pod")
     server.apply(join.POD)
-    join.serves(lab, board, server.wait_pod("web"))
+    join.serves(lab, board, server)
     join.power_cut_without_server(lab, board, server, starts=2)
