@@ -11,7 +11,6 @@ use runtime::observe::{ObservedPod, observe_pod};
 use runtime::{ContainerId, Few, PodUid, cri};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::{Deps, governed};
 use super::admission::Rejection;
 use super::decide::{self, decide};
 use super::env;
@@ -22,6 +21,7 @@ use super::step::{self, Step};
 use super::time::{self, Nanos, SECOND};
 use super::view::View;
 use super::volumes::{self, PodDirs};
+use super::{Deps, governed};
 use crate::api::pod::{Pod, PodStatus};
 use crate::events::Type;
 
@@ -237,9 +237,8 @@ impl Worker {
     fn take_orders(&mut self, now: Governed) {
         let before = std::mem::replace(&mut self.governed, now);
         let event = |kind, reason: &str, message: &str| self.shared.deps.recorder.pod_event(&self.pod, None, kind, reason, message);
-        match (&before.evicted, &self.governed.evicted) {
-            (None, Some(eviction)) => event(Type::Warning, governed::EVICTED, &eviction.message),
-            (_, _) => {}
+        if let (None, Some(eviction)) = (&before.evicted, &self.governed.evicted) {
+            event(Type::Warning, governed::EVICTED, &eviction.message);
         }
         match (&before.frozen, &self.governed.frozen) {
             (None, Some(why)) => event(Type::Warning, governed::FROZEN, &format!("Stands still for the sake of the node: {why}")),
