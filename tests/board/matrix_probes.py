@@ -16,8 +16,8 @@ Api = _beside.Api
 NAMESPACE = "/api/v1/namespaces/default"
 # Longer than any pass criterion, short enough that a cell ends.
 LIMIT = 30
-# Questions of one probe that may be open at once.
-OPEN = 20
+# Questions of one probe that may be open at once: each is a process or two on the node, and probes are no hog.
+OPEN = 2
 
 
 class Samples:
@@ -101,7 +101,7 @@ class Probes:
         while not self.over.wait(max(0, due - time.monotonic())):
             due += period
             if not room.acquire(blocking=False):
-                self.samples.add(series, self.samples.now(), LIMIT, False, "too many unanswered")
+                self.samples.add(series, self.samples.now(), LIMIT, False, "not asked: those before are unanswered")
                 continue
             thread = threading.Thread(target=self._one, args=(series, question, room), daemon=True)
             thread.start()
