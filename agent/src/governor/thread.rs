@@ -49,7 +49,16 @@ struct Loop {
     reasserted: Instant,
     board: Board,
     looked_at_board: Option<Instant>,
-    crossed: Option<Instant>,
+    crossed: Crossed,
+}
+
+/// Whether a signal is at a level that asks for action.
+#[derive(Clone, Copy)]
+enum Crossed {
+    No,
+    At(Instant),
+    /// Something was done about it: what follows is the ladder's own time.
+    Answered,
 }
 
 /// Totals a second and ten seconds ago.
@@ -87,7 +96,7 @@ pub(super) fn start(
         reasserted: Instant::now(),
         board: Board::find(Path::new("/")),
         looked_at_board: None,
-        crossed: None,
+        crossed: Crossed::No,
         deps,
         shared,
         triggers,
@@ -161,16 +170,21 @@ impl Loop {
             self.shared.probe.ask();
         }
         let signals = self.law.signals();
-        let acts = signals.all().any(|(_, reading)| reading.now >= Level::Act);
-        self.crossed = if acts { self.crossed.or(Some(began)) } else { None };
+        let acts = signals.all().any(|(_, reading)| reading.now >= Level::Act && reading.level >= Level::Act);
+        self.crossed = match (acts, self.crossed) {
+            (false, _) => Crossed::No,
+            (true, Crossed::No) => Crossed::At(began),
+            (true, crossed) => crossed,
+        };
         let pods = if self.law.wants_pods() { self.reader.read(&self.facts) } else { Vec::new() };
         let orders = self.law.decide(&pods);
         let any = !orders.is_empty();
         for order in orders {
             self.obey(order);
         }
-        if let (true, Some(crossed)) = (any, self.crossed) {
-            self.metrics().observe_reaction(crossed.elapsed());
+        if let (true, Crossed::At(at)) = (any, self.crossed) {
+            self.metrics().observe_reaction(at.elapsed());
+            self.crossed = Crossed::Answered;
         }
         if self.reasserted.elapsed() >= REASSERT {
             self.reasserted = Instant::now();

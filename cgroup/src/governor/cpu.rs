@@ -49,7 +49,9 @@ impl Ladder {
     fn up(&mut self, scene: &mut Scene<'_>, signal: Signal) -> Vec<Order> {
         let now = scene.now;
         self.moved = now;
-        self.rung += 1;
+        // BestEffort pods that do not wait for the processor are not in the way.
+        let in_the_way = scene.signals.wanted.cpu >= UNWANTED_BELOW;
+        self.rung = if in_the_way { self.rung + 1 } else { 3 };
         let why = scene.signals.say(signal);
         let quarter = scene.settings.cpus * CPU_PERIOD_US / 4;
         match self.rung {
@@ -73,7 +75,8 @@ impl Ladder {
         if self.rung == 0 {
             return Vec::new();
         }
-        self.unwanted = if scene.signals.wanted.cpu < UNWANTED_BELOW { self.unwanted.or(Some(now)) } else { None };
+        let lowered = scene.book.get(&Target::BestEffort, Knob::CpuIdle).is_some();
+        self.unwanted = if lowered && scene.signals.wanted.cpu < UNWANTED_BELOW { self.unwanted.or(Some(now)) } else { None };
         let unwanted = self.unwanted.is_some_and(|since| now.saturating_sub(since) >= UNWANTED);
         let patience = scene.book.get(&Target::BestEffort, Knob::CpuIdle).map_or(CALM, |held| held.patience(CALM));
         if !unwanted && now.saturating_sub(self.needed) < patience {

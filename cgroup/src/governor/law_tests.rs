@@ -248,8 +248,7 @@ fn check(sim: &Sim, before: &[sim::Actor], orders: &[(Duration, Order)]) -> Resu
             prop_assert!(matches!(order.action, Action::Kill { .. }), "{order:?}");
             let another = before.iter().any(|other| {
                 let (facts, used) = (&other.pod.facts, &other.pod.used);
-                let share =
-                    if order.resource == Resource::Tasks { used.tasks > sim.sample.kubepods.tasks / 10 } else { used.relief >= 40 * MIB };
+                let share = order.resource != Resource::Tasks || used.tasks > sim.sample.kubepods.tasks / 10;
                 facts.qos != QosClass::Guaranteed && !facts.protected && share && facts.uid != *uid
             });
             prop_assert!(!another, "a Guaranteed pod while another candidate exists: {order:?}");

@@ -206,7 +206,7 @@ impl Ladder {
             let swap = scene.sample.best_effort.swap;
             orders.push(scene.book.set(now, &Target::BestEffort, Setting::SwapMax(swap), Resource::Memory, why));
         }
-        scene.signals.relieved(Duration::ZERO);
+        scene.signals.held_back();
     }
 
     fn freeze(&mut self, scene: &mut Scene<'_>, danger: &Danger, orders: &mut Vec<Order>) {
@@ -236,7 +236,7 @@ impl Ladder {
         self.frozen = Some((whom, now));
         self.pressing = None;
         self.enter(now, State::Freeze);
-        scene.signals.relieved(Duration::ZERO);
+        scene.signals.held_back();
     }
 
     fn evict(&mut self, scene: &mut Scene<'_>, danger: &Danger, orders: &mut Vec<Order>) {

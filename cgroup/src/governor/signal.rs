@@ -389,6 +389,15 @@ impl Signals {
         format!("{} {:.1}{unit}, limit {limit}{unit}", rule.name, reading.value)
     }
 
+    /// A pod is held back: what its class waited for before says nothing any more.
+    pub(super) fn held_back(&mut self) {
+        for class in &mut self.classes {
+            class.stall.restart(self.now);
+            class.hits.restart(self.now);
+        }
+        self.readings[Signal::Brake as usize].since = [None; 3];
+    }
+
     /// A pod is ending: what is measured from here on counts, and the node's own pressure only after `settle`.
     pub(super) fn relieved(&mut self, settle: Duration) {
         let now = self.now;

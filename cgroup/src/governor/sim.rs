@@ -101,6 +101,8 @@ impl Sim {
 
     /// Adds stall to the agent, as shares of the tick.
     pub(super) fn hurt(&mut self, memory: f64, cpu: f64) {
+        // Whoever is in the agent's way waits himself.
+        stall(&mut self.sample.best_effort.stalls.cpu, cpu);
         stall(&mut self.sample.agent.stalls.memory, memory);
         stall(&mut self.sample.agent.stalls.cpu, cpu);
     }
@@ -116,6 +118,11 @@ impl Sim {
             self.obey(&order);
             self.orders.push((self.sample.at, order));
         }
+        // What a group held goes with it.
+        self.touched.retain(|(of, _), _| match of {
+            Target::Pod { uid, .. } => self.actors.iter().any(|actor| actor.pod.facts.uid == *uid),
+            Target::BestEffort | Target::Burstable | Target::Kubepods => true,
+        });
         let state = self.law.state();
         if self.states.last().map(|(_, last)| *last) != Some(state) {
             self.states.push((self.sample.at, state));
@@ -198,10 +205,6 @@ impl Sim {
                 self.touched.retain(|(of, _), _| of != target);
             }
         }
-        self.touched.retain(|(of, _), _| match of {
-            Target::Pod { uid, .. } => self.actors.iter().any(|actor| actor.pod.facts.uid == *uid),
-            Target::BestEffort | Target::Burstable | Target::Kubepods => true,
-        });
     }
 
     fn turn(&mut self, whom: &Target, to: Option<Setting>, knob: Knob) {

@@ -44,12 +44,12 @@ pub(super) struct Candidate<'a> {
 }
 
 /// Those that may be acted on, the first to be taken first. Never a protected pod; a Guaranteed one only in the last need and
-/// when there is no other.
+/// when no other pod runs at all: its own limit bounds it, and the reservation has counted it.
 pub(super) fn candidates<'a>(pods: &'a [Tracked], situation: &Situation, need: Need) -> Vec<Candidate<'a>> {
     let scanned: f64 = pods.iter().map(|pod| pod.thrash).sum();
     let mut found: Vec<Candidate<'a>> =
         pods.iter().filter(|pod| may_be(pod, situation, need)).map(|of| Candidate { of, score: score(of, situation, scanned) }).collect();
-    if found.iter().any(|candidate| candidate.of.pod.facts.qos != QosClass::Guaranteed) {
+    if pods.iter().any(|pod| !pod.pod.facts.protected && pod.pod.facts.qos != QosClass::Guaranteed) {
         found.retain(|candidate| candidate.of.pod.facts.qos != QosClass::Guaranteed);
     }
     found.sort_by(order);
@@ -164,6 +164,8 @@ mod tests {
         assert_eq!(names(&pods, Need::Last), [&usual[..], &["avoid"]].concat());
         assert_eq!(names(&pods[..1], Need::Last), ["guaranteed"], "nobody else is left");
         assert!(names(&pods[..1], Need::Usual).is_empty());
+        let with_tiny = [pods[0].clone(), pods[9].clone()];
+        assert!(names(&with_tiny, Need::Last).is_empty(), "one too small to help is another pod, too");
     }
 
     #[test]

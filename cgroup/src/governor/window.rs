@@ -39,7 +39,8 @@ impl Window {
         if newest.is_none_or(|at| now.saturating_sub(at) >= self.span / STEPS) {
             self.readings.push_back((now, total));
         }
-        rate.filter(|_| now > self.from)
+        // Right after a restart a single stall would look like a second of them.
+        rate.filter(|_| now.saturating_sub(self.from) >= self.span / 2)
     }
 
     /// Forgets what was measured so far.
@@ -88,6 +89,7 @@ mod tests {
         assert_eq!(window.rate(ms(9500), 3), None, "made anew");
         window.restart(ms(9600));
         assert_eq!(window.rate(ms(9600), 4), None);
-        assert_eq!(window.rate(ms(9800), 5).map(|rate| rate as u64), Some(5), "only what came after");
+        assert_eq!(window.rate(ms(9900), 5), None, "too little was seen since");
+        assert_eq!(window.rate(ms(10_100), 6).map(|rate| rate as u64), Some(4), "only what came after");
     }
 }
