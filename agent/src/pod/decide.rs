@@ -59,7 +59,13 @@ pub fn decide(facts: &Facts<'_>) -> Step {
 
 /// Whether this pod has to end, now and for good.
 pub fn must_stop(facts: &Facts<'_>) -> bool {
-    facts.removed || facts.rejected || facts.evicted || facts.pod.is_deleting() || facts.pod.is_terminal() || past_deadline(facts) || is_over(facts)
+    facts.removed
+        || facts.rejected
+        || facts.evicted
+        || facts.pod.is_deleting()
+        || facts.pod.is_terminal()
+        || past_deadline(facts)
+        || is_over(facts)
 }
 
 /// When `activeDeadlineSeconds` ends, if there is one.

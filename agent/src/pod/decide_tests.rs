@@ -77,9 +77,16 @@ fn case(spec: serde_json::Value, sandboxes: Vec<ObservedSandbox>, containers: Ve
     let mut seen = ObservedPod::empty(PodUid::from("u"));
     seen.sandboxes = sandboxes;
     seen.containers = containers;
-    Case { pod: pod(spec), seen, history: History::default(), health: Health::default(), removed: false, rejected: false,
+    Case {
+        pod: pod(spec),
+        seen,
+        history: History::default(),
+        health: Health::default(),
+        removed: false,
+        rejected: false,
         evicted: false,
-        held: false }
+        held: false,
+    }
 }
 
 impl Case {
