@@ -169,14 +169,26 @@ impl Reservations {
 }
 
 /// `edge_agent_reservation_drift_total` and what was measured, from the last report.
-#[derive(Debug)]
-pub(crate) struct Exposed(pub Arc<Reservations>);
+pub struct Exposed(Box<dyn Fn() -> Arc<Report> + Send + Sync>);
+
+impl Exposed {
+    /// Of the report that `newest` gives at each scrape.
+    pub fn new(newest: impl Fn() -> Arc<Report> + Send + Sync + 'static) -> Self {
+        Self(Box::new(newest))
+    }
+}
+
+impl std::fmt::Debug for Exposed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Exposed")
+    }
+}
 
 const SCOPES: [&str; 9] = ["agent", "ancestor", "besteffort", "burstable", "edge", "kubepods", "runtime", "system", "user"];
 
 impl Collector for Exposed {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let report = self.0.report();
+        let report = (self.0)();
         let help = "Times a reservation was found changed by others and set again";
         let mut drift = encoder.encode_descriptor("edge_agent_reservation_drift", help, None, MetricType::Counter)?;
         for scope in SCOPES {

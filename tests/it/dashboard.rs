@@ -7,11 +7,13 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agent::board::Throttled;
 use agent::metrics::governor::{Info, Ratios, SIGNALS, Snapshot};
 use agent::metrics::{CgroupScope, CgroupScopes, Format, LeaseFailure, Links, Metrics, NodeAmounts, Wire};
+use agent::reserve::{Exposed, Report};
 use fakes::cgroupfs::{FakeCgroupfs, Kind};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -62,6 +64,7 @@ fn series(query: &str) -> BTreeSet<&str> {
 /// A board on which everything can be read, and the metrics of the agent on it.
 struct OnBoard {
     metrics: Metrics,
+    drifted: Arc<AtomicU64>,
     // Read at each scrape.
     _files: (tempfile::TempDir, FakeCgroupfs),
 }
@@ -104,9 +107,14 @@ impl OnBoard {
             }
         }
         metrics.node_amounts(&NodeAmounts::default());
-        metrics.preflight("psi", "warn");
+        metrics.preflight("psi", "warning");
+        let drifted = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&drifted);
+        metrics.collect(Box::new(Exposed::new(move || {
+            Arc::new(Report { drift: [("kubepods".to_owned(), seen.load(Ordering::Relaxed))].into(), ..Report::default() })
+        })));
         metrics.tunnel_links(1, 1);
-        Self { metrics, _files: (root, tree) }
+        Self { metrics, drifted, _files: (root, tree) }
     }
 
     /// One turn in which everything that is counted happens once.
@@ -116,6 +124,7 @@ impl OnBoard {
         self.metrics.lease_renewed(took);
         self.metrics.lease_failed(LeaseFailure::Timeout);
         self.metrics.heartbeat_lag(took);
+        self.drifted.fetch_add(1, Ordering::Relaxed);
         governor.action("freeze", "memory", "besteffort", "ok");
         governor.evicted("memory", "besteffort");
         governor.observe_reaction(took);

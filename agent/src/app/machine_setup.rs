@@ -93,7 +93,8 @@ pub(super) fn prepare(config: &mut Config, metrics: &Arc<Metrics>) -> anyhow::Re
         disks,
         metrics: Arc::clone(metrics),
     }));
-    metrics.collect(Box::new(reserved::Exposed(Arc::clone(&reservations))));
+    let reported = Arc::clone(&reservations);
+    metrics.collect(Box::new(reserved::Exposed::new(move || reported.report())));
 
     if let Some(limit) = enforced.memory_limit {
         metrics.reservation("kubepods", "max", limit);
