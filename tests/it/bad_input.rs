@@ -11,8 +11,8 @@
 //! | bad quantity | `configuration_errors_name_the_key` | agent: `every_bad_line_is_named_with_its_value_and_a_remedy` |
 //! | unsupported pod field | `pods_that_cannot_run_say_why` | agent: `what_is_not_implemented_is_named` |
 //! | image that does not exist | `pods_that_cannot_run_say_why` | - |
-//! | full disk | `joining_says_what_is_wrong` | agent: `each_defect_is_named_with_a_remedy` |
-//! | missing kernel feature | `a_missing_kernel_feature_is_named_before_anything_is_written` | agent: `each_defect_is_named_with_a_remedy`, cgroup: `a_missing_controller_is_reported_and_the_rest_is_enforced` |
+//! | full disk | `joining_says_what_is_wrong` | agent: `the_board_and_what_an_instance_needs` |
+//! | missing kernel feature | `a_missing_kernel_feature_is_named_before_anything_is_written` | agent: `boot_flags_and_control_groups`, cgroup: `a_missing_controller_is_reported_and_the_rest_is_enforced` |
 //!
 //! `every_named_test_exists` keeps the table true.
 

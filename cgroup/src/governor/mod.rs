@@ -41,4 +41,6 @@ pub use trigger::{Event, MOST_POD_TRIGGERS, Place, Triggers, Wake, Waker};
 #[cfg(test)]
 mod law_tests;
 #[cfg(test)]
+mod replay_tests;
+#[cfg(test)]
 mod sim;
