@@ -295,8 +295,7 @@ impl Loop {
         self.counted = suppressed;
         let mut signals = [(Level::Calm, 0.0); Signal::ALL.len()];
         let mut levels = [0; Signal::ALL.len()];
-        for ((signal, reading), (shown, level)) in self.law.signals().all().zip(signals.iter_mut().zip(&mut levels)) {
-            let _ = signal;
+        for ((_, reading), (shown, level)) in self.law.signals().all().zip(signals.iter_mut().zip(&mut levels)) {
             *shown = (reading.level, reading.value);
             *level = reading.level as u8;
         }

@@ -21,6 +21,9 @@ const STAY_ARMED: Duration = Duration::from_secs(2);
 /// A booting machine is busy with itself.
 const BOOTING: Duration = Duration::from_secs(60);
 
+/// These are told, not acted on by looking at pods.
+const TOLD: [Signal; 5] = [Signal::Disk, Signal::Inodes, Signal::Conntrack, Signal::Heat, Signal::Swap];
+
 /// What does not change while the agent runs. Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -178,15 +181,8 @@ impl Law {
 
     /// Whether [`Law::decide`] has to know the pods. On a calm machine they are not looked at.
     pub fn wants_pods(&self) -> bool {
-        self.state() > State::Calm
-            || !self.book.is_empty()
-            || self.signals.all().any(|(_, reading)| reading.now >= Level::Warn && reading.value.is_finite() && self.is_acted_on(reading))
-    }
-
-    fn is_acted_on(&self, reading: &Reading) -> bool {
-        // Disk, inodes, connections and heat are told, not acted on by looking at pods.
-        let told = [Signal::Disk, Signal::Inodes, Signal::Conntrack, Signal::Heat, Signal::Swap];
-        !told.iter().any(|signal| std::ptr::eq(self.signals.of(*signal), reading))
+        let warns = |(signal, reading): (Signal, &Reading)| reading.now >= Level::Warn && !TOLD.contains(&signal);
+        self.state() > State::Calm || !self.book.is_empty() || self.signals.all().any(warns)
     }
 
     /// What is to be done now, in order. `pods` are those of this moment, or none where [`Law::wants_pods`] says no.
