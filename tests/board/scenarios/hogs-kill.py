@@ -1,15 +1,18 @@
-"""`kill -9` of the agent while it is calm, while it slows a pod and while it holds one frozen: protections stay, nothing stays undone."""
+"""`kill -9` of the agent in every state of its governor: calm, slowing a pod, holding one frozen, evicting one, killing one at once.
+
+Protections stand without it, and nothing stays undone when it is back."""
 
 import matrix_hogs as hogs
-from board import CACHE, Failure, Skip, run as command
+from board import CACHE, Failure, Skip, run as command, wait_until
 from lab import REPO
 from matrix_board import NODE, Node, has_governor_key
+from matrix_cell import what_it_reached
 
 DEFAULTS = {"arch": "amd64", "memory": 512}
 # Waits on the board itself for the state, as it may last a second only, kills, and looks twenty times a second.
 KILL_AT = r"""#!/bin/bash
-# usage: kill-at calm|brake|freeze SECONDS: prints what was so when it was killed and when it was good again
-state=$1 end=$((SECONDS + $2))
+# usage: kill-at calm|brake|freeze|evict|cull SECONDS: prints what was so when it was killed and when it was good again
+state=$1 end=$((SECONDS + $2)) fill=/run/fill
 cd /sys/fs/cgroup || exit 1
 shopt -s nullglob
 # No programs are started to look: that takes a second here.
@@ -22,14 +25,37 @@ any_pod() { # FILE equal|other VALUE
   return 1
 }
 limits() { grep -s . edge.slice/memory.min system.slice/memory.min kubepods*/memory.max kubepods*/pids.max edge.slice/edge-agent.service/memory.min; }
-reached() { case $state in calm) true ;; brake) any_pod memory.high other max ;; freeze) any_pod cgroup.freeze equal 1 ;; esac; }
+told() { # WORD: whether the agent says that it goes to that state
+  local line
+  while read -r -t 0.01 -u 3 line; do [[ $line =~ \ to=\"?"$1" ]] && return 0; done
+  return 1
+}
+reached() {
+  case $state in
+    calm) true ;;
+    brake) any_pod memory.high other max ;;
+    freeze) any_pod cgroup.freeze equal 1 ;;
+    *) told "$state" ;;
+  esac
+}
+before=$(limits) pid=$(systemctl show -P MainPID edge-agent)
+if [ "$state" = evict ] || [ "$state" = cull ]; then
+  exec 3< <(exec journalctl -f -n 1 -o cat -u edge-agent)
+  read -r -u 3 _
+fi
+if [ "$state" = cull ]; then
+  # Memory that no pod has taken and no pod can give back: nearly all there is, at once.
+  mkdir -p "$fill" && mount -t tmpfs -o size=100% none "$fill"
+  while read -r name kib _; do [ "$name" = MemAvailable: ] && available=$kib; done </proc/meminfo
+  fallocate -l $((available - 8192))K "$fill/all"
+fi
 until reached; do
-  [ "$SECONDS" -lt "$end" ] || { echo "never=$state"; exit 0; }
+  [ "$SECONDS" -lt "$end" ] || { echo "never=$state"; break; }
   sleep 0.05
 done
-before=$(limits) pid=$(systemctl show -P MainPID edge-agent)
 kill -9 "$pid"
 began=$(date +%s%N) thawed='' back=''
+[ "$state" != cull ] || { rm -f "$fill/all"; umount "$fill"; }
 echo "limits_kept=$([ "$(limits)" = "$before" ] && echo yes || echo no)"
 while [ $(($(date +%s%N) - began)) -lt 60000000000 ]; do
   if [ -z "$thawed" ] && ! any_pod cgroup.freeze equal 1; then thawed=$((($(date +%s%N) - began) / 1000000)); fi
@@ -42,6 +68,14 @@ while [ $(($(date +%s%N) - began)) -lt 60000000000 ]; do
 done
 echo "thawed_ms=$thawed back_ms=$back limits_after=$([ "$(limits)" = "$before" ] && echo yes || echo no)"
 """
+HELD = 64 << 20
+STATES = (("calm", None), ("brake", hogs.HOGS["mem-slow"]), ("freeze", hogs.HOGS["storm"]), ("evict", hogs.HOGS["mem-fast"]),
+          ("cull", hogs.Hog("--kind", "mem-fast", "--bytes", HELD)))
+
+
+def held(node):
+    """Bytes the hog's own last line speaks of."""
+    return what_it_reached(node.api).get("hog_held") or 0
 
 
 def run(lab):
@@ -52,10 +86,13 @@ def run(lab):
     node = Node(lab, lab.memory, "none", "C", image, lab.say)
     node.board.write("/usr/local/sbin/kill-at", KILL_AT)
     node.board.sh("chmod 755 /usr/local/sbin/kill-at")
-    for state, hog in (("calm", None), ("brake", "mem-slow"), ("freeze", "storm")):
+    for state, hog in STATES:
         lab.step(f"kill -9 while {state}")
         if hog:
-            node.server.apply(hogs.HOGS[hog].pods("hog", NODE, 600, None))
+            node.server.apply(hog.pods("hog", NODE, 600, None))
+        if state == "cull":
+            # It has what it wants, and the node is calm, before memory goes elsewhere.
+            wait_until("the hog holds its memory", lambda: held(node) >= HELD, 120)
         killed(lab, state, node.board.sh(f"kill-at {state} 180", limit=300))
         if hog:
             node.remove("hog")
