@@ -88,7 +88,9 @@ pub struct Reservation {
     pub kube_memory: u64,
     /// Hard limit of all pods: capacity less the two above.
     pub pods_memory_limit: u64,
-    /// What pods may request: that limit less the eviction threshold.
+    /// With less available the governor acts, with half of it at once: `eviction-hard`'s `memory.available`, else the headroom; bytes.
+    pub eviction_threshold: u64,
+    /// What pods may request: that limit less the eviction threshold where one is set.
     pub allocatable_memory: u64,
     /// What pods may request of the processors.
     pub allocatable_cpu_millis: u64,
@@ -210,6 +212,7 @@ pub fn plan(capacity: &Capacity, overrides: &Overrides, measured: &Measured) -> 
         system_memory,
         kube_memory,
         pods_memory_limit,
+        eviction_threshold: overrides.eviction_hard_memory.unwrap_or(parts.headroom),
         allocatable_memory,
         allocatable_cpu_millis,
         max_pods,
@@ -304,7 +307,7 @@ mod tests {
         };
         let plan = plan(&board(1000), &overrides).unwrap();
         assert_eq!(plan.pods_memory_limit, 700 * MIB);
-        assert_eq!(plan.allocatable_memory, 650 * MIB);
+        assert_eq!((plan.allocatable_memory, plan.eviction_threshold), (650 * MIB, 50 * MIB));
         assert_eq!(plan.allocatable_cpu_millis, 3700);
         assert_eq!(plan.pods_pids_limit, 7900);
         assert_eq!((plan.max_pods, plan.pod_pids_limit), (20, 64));

@@ -81,6 +81,7 @@ def run(node, name, lengths, raw):
     row = {**judge.lease(samples, begin), "not_ready": judge.not_ready(samples, begin)}
     for series in ("exec", "logs", "scrape"):
         row.update(judge.asked(samples, series, begin, end))
+    row["exec_calm"] = judge.asked(samples, "exec", 0, begin)["exec_p50"]
     row.update(judge.bystander(bystander_lines(api, samples.now()), (epoch + 5, epoch + begin), (epoch + begin, epoch + end)))
     inside = attempt("samples", node.take_samples, [])
     row.update(judge.inside(inside, node.groups, epoch + begin, epoch + gone))

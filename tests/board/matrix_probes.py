@@ -16,8 +16,9 @@ Api = _beside.Api
 NAMESPACE = "/api/v1/namespaces/default"
 # Longer than any pass criterion, short enough that a cell ends.
 LIMIT = 30
-# Questions of one probe that may be open at once: each is a process or two on the node, and probes are no hog.
-OPEN = 2
+# Seconds between two questions of a kind. An exec is half a dozen starts of programs on the node, seconds of an emulated processor:
+# asked as often as a log it would be a hog of its own.
+EXEC_EVERY, LOGS_EVERY, SCRAPE_EVERY = 10, 2, 5
 
 
 class Samples:
@@ -81,9 +82,9 @@ class Probes:
 
     def start(self):
         for work in (self._lease, self._ready,
-                     lambda: self._each("exec", 2, lambda: run_in_pod(self.api, self.node, self.target)),
-                     lambda: self._each("logs", 2, lambda: ask(self.api, f"{NAMESPACE}/pods/{self.target}/log?tailLines=1")),
-                     lambda: self._each("scrape", 5, self._scrape)):
+                     lambda: self._each("exec", EXEC_EVERY, lambda: run_in_pod(self.api, self.node, self.target)),
+                     lambda: self._each("logs", LOGS_EVERY, lambda: ask(self.api, f"{NAMESPACE}/pods/{self.target}/log?tailLines=1")),
+                     lambda: self._each("scrape", SCRAPE_EVERY, self._scrape)):
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
             self.threads.append(thread)
@@ -96,27 +97,16 @@ class Probes:
             thread.join(max(0, end - time.monotonic()))
 
     def _each(self, series, period, question):
-        waiting, room = [], threading.Semaphore(OPEN)
+        """One question at a time: while one is unanswered none is asked, and its own time tells of it."""
         due = time.monotonic()
         while not self.over.wait(max(0, due - time.monotonic())):
-            due += period
-            if not room.acquire(blocking=False):
-                self.samples.add(series, self.samples.now(), LIMIT, False, "not asked: those before are unanswered")
-                continue
-            thread = threading.Thread(target=self._one, args=(series, question, room), daemon=True)
-            thread.start()
-            waiting.append(thread)
-        for thread in waiting:
-            thread.join(LIMIT + 1)
-
-    def _one(self, series, question, room):
-        at, note = self.samples.now(), ""
-        try:
-            question()
-        except (OSError, ValueError) as error:
-            note = str(error)[:200] or type(error).__name__
-        self.samples.add(series, at, self.samples.now() - at, not note, note)
-        room.release()
+            at, note = self.samples.now(), ""
+            try:
+                question()
+            except (OSError, ValueError) as error:
+                note = str(error)[:200] or type(error).__name__
+            self.samples.add(series, at, self.samples.now() - at, not note, note)
+            due = max(due + period, time.monotonic())
 
     def _scrape(self):
         at = self.samples.now()

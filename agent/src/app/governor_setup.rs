@@ -21,7 +21,7 @@ pub(super) fn settings(machine: &Prepared, data_dir: &std::path::Path) -> Settin
     let plan = &machine.reservation;
     Settings {
         memory: plan.memory_capacity,
-        headroom: plan.parts.headroom,
+        headroom: plan.eviction_threshold,
         pods_max: plan.pods_memory_limit,
         cpus: machine.machine.cpus,
         io: machine.disk.as_ref().map(|disk| IoLimits {

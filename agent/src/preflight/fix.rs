@@ -126,12 +126,15 @@ impl<'a> Doer<'a> {
                 Err(why) => applied.failed.push((finding.check, why)),
             }
         }
-        if self.reload {
-            if let Err(error) = self.run(&["systemctl", "daemon-reload"]) {
-                applied.failed.push(("systemd", format!("{error:#}")));
-            }
+        if let Err(error) = self.reload() {
+            applied.failed.push(("systemd", format!("{error:#}")));
         }
         applied
+    }
+
+    /// A unit that is restarted before systemd has read its drop-ins begins with what they were to change.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.reload) { self.run(&["systemctl", "daemon-reload"]) } else { Ok(()) }
     }
 
     /// All changes of the line at once, so that there is one backup and one moment of danger.
@@ -203,7 +206,10 @@ impl<'a> Doer<'a> {
             Fix::OomScore { pid, score } => self.set(&format!("/proc/{pid}/oom_score_adj"), &score.to_string()),
             Fix::EnableCri => self.edit(CONTAINERD_CONFIG, containerd_config::enable_cri),
             Fix::SystemdCgroup => self.edit(CONTAINERD_CONFIG, containerd_config::systemd_cgroup),
-            Fix::Run(argv) => self.run(argv),
+            Fix::Run(argv) => {
+                self.reload()?;
+                self.run(argv)
+            }
         }
     }
 

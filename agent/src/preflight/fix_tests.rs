@@ -140,7 +140,7 @@ fn drop_ins_are_new_files_and_systemd_reads_them_once() {
     assert_eq!(applied.failed, []);
     assert_eq!(read(&dir, "proc/7/oom_score_adj"), "-998");
     assert_eq!(read(&dir, "etc/systemd/system/dbus.service.d/60-edge-agent.conf"), "[Service]\nOOMScoreAdjust=-998\n");
-    assert_eq!(commands, ["systemctl restart systemd-journald.service", "systemctl daemon-reload"]);
+    assert_eq!(commands, ["systemctl daemon-reload", "systemctl restart systemd-journald.service"]);
     let (_, _, commands) = apply(&dir, &findings[..1]);
     assert_eq!(commands, Vec::<String>::new(), "the same text is not written again");
 }

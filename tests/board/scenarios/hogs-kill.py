@@ -10,9 +10,12 @@ from matrix_cell import what_it_reached
 
 DEFAULTS = {"arch": "amd64", "memory": 512}
 # Waits on the board itself for the state, as it may last a second only, kills, and looks twenty times a second.
+# MiB that shall be available on the board whose memory somebody else takes: more than the kernel needs to help itself first.
+SHALL_BE = 96
 KILL_AT = r"""#!/bin/bash
-# usage: kill-at calm|brake|freeze|evict|cull SECONDS: prints what was so when it was killed and when it was good again
+# usage: kill-at calm|brake|freeze|evict|cull SECONDS MIB: prints what was so when it was killed and when it was good again
 state=$1 end=$((SECONDS + $2)) fill=/run/fill
+SHALL_BE=$(($3 * 1024))
 cd /sys/fs/cgroup || exit 1
 shopt -s nullglob
 # No programs are started to look: that takes a second here.
@@ -30,24 +33,33 @@ told() { # WORD: whether the agent says that it goes to that state
   while read -r -t 0.01 -u 3 line; do [[ $line =~ \ to=\"?"$1" ]] && return 0; done
   return 1
 }
+ended() { # GROUP
+  local key value
+  while read -r key value; do [ "$key" = populated ] && return "$value"; done 2>/dev/null <"$1/cgroup.events"
+  return 0
+}
 reached() {
   case $state in
     calm) true ;;
     brake) any_pod memory.high other max ;;
     freeze) any_pod cgroup.freeze equal 1 ;;
-    *) told "$state" ;;
+    evict) told evict ;;
+    cull) ended "$victim" ;;
   esac
 }
 before=$(limits) pid=$(systemctl show -P MainPID edge-agent)
-if [ "$state" = evict ] || [ "$state" = cull ]; then
+if [ "$state" = evict ]; then
   exec 3< <(exec journalctl -f -n 1 -o cat -u edge-agent)
   read -r -u 3 _
 fi
 if [ "$state" = cull ]; then
-  # Memory that no pod has taken and no pod can give back: nearly all there is, at once.
+  largest=0
+  for pod in kubepods/besteffort/pod* kubepods.slice/kubepods-besteffort.slice/*-pod*; do
+    read -r bytes <"$pod/memory.current" && [ "$bytes" -gt "$largest" ] && largest=$bytes victim=$pod
+  done
+  # Memory that no pod has taken and no pod can give back, until far less is there than shall be.
   mkdir -p "$fill" && mount -t tmpfs -o size=100% none "$fill"
-  while read -r name kib _; do [ "$name" = MemAvailable: ] && available=$kib; done </proc/meminfo
-  fallocate -l $((available - 8192))K "$fill/all"
+  while read -r name kib _; do [ "$name" != MemAvailable: ] || fallocate -l $((kib - SHALL_BE / 3))K "$fill/all"; done </proc/meminfo
 fi
 until reached; do
   [ "$SECONDS" -lt "$end" ] || { echo "never=$state"; break; }
@@ -91,9 +103,15 @@ def run(lab):
         if hog:
             node.server.apply(hog.pods("hog", NODE, 600, None))
         if state == "cull":
+            node.board.write("/etc/edge-agent/config.yaml.d/60-kill.yaml", f"kubelet-arg+: [eviction-hard=memory.available<{SHALL_BE}Mi]\n")
+            node.board.sh("systemctl restart edge-agent", limit=120)
+            node.server.wait_ready(NODE)
             # It has what it wants, and the node is calm, before memory goes elsewhere.
             wait_until("the hog holds its memory", lambda: held(node) >= HELD, 120)
-        killed(lab, state, node.board.sh(f"kill-at {state} 180", limit=300))
+        killed(lab, state, node.board.sh(f"kill-at {state} 180 {SHALL_BE}", limit=300))
+        if state == "cull":
+            said = node.board.sh("journalctl -u edge-agent -o cat | grep governor | tail -n 12")
+            lab.check("cull: the governor killed it at once", 'to="cull"' in said, said)
         if hog:
             node.remove("hog")
         node.server.wait_ready(NODE)
