@@ -100,6 +100,11 @@ def metrics(text):
     return out
 
 
+def state(samples):
+    """The governor's state, None where none runs."""
+    return next((key.split('"')[1] for key, value in samples.items() if key.startswith("edge_agent_governor_state{") and value == 1), None)
+
+
 def histogram(before, after, name):
     """Upper bounds of the p99 and of the largest observation between two scrapes, seconds; "inf" where it is beyond the last bound."""
     buckets = {}

@@ -63,6 +63,11 @@ class Figures(unittest.TestCase):
         self.assertEqual(judge.undone(before, after), ["a/memory.max max -> 100"])
 
 
+    def test_the_state_is_the_one_that_is_set(self):
+        self.assertEqual(judge.state({'edge_agent_governor_state{state="calm"}': 0.0, 'edge_agent_governor_state{state="brake"}': 1.0}), "brake")
+        self.assertIsNone(judge.state({"up": 1.0}))
+
+
 class Verdicts(unittest.TestCase):
     row = {"lease_gap_max": 10.4, "lease_gap_p99": 10.4, "not_ready": 0, "agent_lag_p99": 0.05, "agent_lag_max": 0.25, "agent_refaults": 0, "agent_oom_kill": 0,
            "runtime_oom_kill": 0, "exec_p99": 1.2, "exec_failed": 0, "scrape_failed": 0, "scrape_max": 0.4, "agent_restarts": 0, "harmed": "", "undo_diff": 0,
@@ -78,6 +83,11 @@ class Verdicts(unittest.TestCase):
                                        ("scrape_failed", 1, "ok_scrape"), ("harmed", "target:gone", "ok_others"), ("undo_diff", 1, "ok_undo"), ("lost", "samples", "ok_undo"),
                                        ("bystander_share", 0.89, "ok_bystander"), ("reaction_p99", 0.25, "ok_reaction"), ("state_at_end", "brake", "ok_calm")):
             self.assertEqual(self.missed("C", **{name: value}), [criterion], name)
+
+    def test_an_exec_is_held_to_what_the_calm_board_needs_where_that_is_more(self):
+        self.assertEqual(self.missed("C", exec_calm=3, exec_p99=5.9), [])
+        self.assertEqual(self.missed("C", exec_calm=3, exec_p99=6.1), ["ok_exec"])
+        self.assertEqual(self.missed("C", exec_calm=0.3, exec_p99=1.9), [])
 
     def test_what_only_the_governor_promises_is_not_asked_of_reservations(self):
         self.assertEqual(self.missed("B", lease_gap_p99=13, bystander_share=0.5, state_at_end=None), [])
