@@ -58,6 +58,8 @@ if [ "$state" = cull ]; then
     read -r bytes <"$pod/memory.current" && [ "$bytes" -gt "$largest" ] && largest=$bytes victim=$pod
   done
   # Memory that no pod has taken and no pod can give back, until far less is there than shall be.
+  # Out of every group whose limit would slow it.
+  echo $$ >cgroup.procs
   mkdir -p "$fill" && mount -t tmpfs -o size=100% none "$fill"
   while read -r name kib _; do [ "$name" != MemAvailable: ] || fallocate -l $((kib - SHALL_BE / 3))K "$fill/all"; done </proc/meminfo
 fi
