@@ -50,8 +50,10 @@ pub enum Change {
 const HELLO: &str = "/edge-agent/hello";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long an exit may take to show in the container's status before it is reported all the same.
-const SETTLE: Duration = Duration::from_secs(10);
+/// How long an exit may take to show in the container's status before it is reported all the same. CRI tries again for as long
+/// as it takes to clean up after a process, and nobody looks a second time.
+const SETTLE: Duration = Duration::from_secs(600);
+const LONGEST_SETTLING_PAUSE: Duration = Duration::from_secs(2);
 
 /// An endless subscription: reconnects with back-off and says [`RuntimeEvent::LookAgain`] after each gap.
 pub struct Events {
@@ -79,6 +81,11 @@ impl Events {
                         // Whoever looks now is answered. What happens meanwhile waits in the stream.
                         while self.client.status().await.is_err_and(|error| error.is_starting()) {
                             tokio::time::sleep(FIRST_PAUSE).await;
+                        }
+                        // What ended before this stream began is told by none of its events.
+                        match self.client.ended_unnoticed().await {
+                            Ok(ended) => ended.into_iter().for_each(|container| self.settle(Change::Exited, container)),
+                            Err(error) => tracing::warn!(%error, "tasks could not be compared with what CRI says of them"),
                         }
                         self.stream = Some(stream);
                         self.pause = FIRST_PAUSE;
@@ -185,15 +192,16 @@ fn sort(envelope: &Envelope) -> Option<(Change, ContainerId)> {
 /// Waits until the runtime's own status shows the end: its CRI part learns of an exit from the same stream we do, and
 /// who asks too early still reads "running".
 async fn settled(client: &Client, id: &ContainerId) -> Option<PodUid> {
-    let end = Instant::now() + SETTLE;
+    let began = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
         let (open, pod) = look(client, id).await;
-        if !open || Instant::now() >= end {
+        if !open || began.elapsed() >= SETTLE {
             return pod;
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(200));
+        let longest = if began.elapsed() < LONGEST_PAUSE { Duration::from_millis(200) } else { LONGEST_SETTLING_PAUSE };
+        pause = (pause * 2).min(longest);
     }
 }
 

@@ -146,6 +146,29 @@ async fn a_restarted_runtime_is_found_again_and_said_so() {
 }
 
 #[tokio::test]
+async fn an_end_that_was_told_before_anybody_listened_is_found_once_it_shows() {
+    let (_dir, fake, client) = fake().await;
+    let box_id = client.run_pod_sandbox(sandbox("a", 0), "").await.unwrap();
+    let id = client.create_container(&box_id, container("a", 0), sandbox("a", 0)).await.unwrap();
+    client.start_container(&id).await.unwrap();
+    fake.exit_unnoted(&id, 137);
+    let mut events = Events::subscribe(&client);
+    assert_eq!(events.next().await, RuntimeEvent::LookAgain);
+    // Whoever looks now is told that it runs.
+    assert_eq!(client.container_status(&id).await.unwrap().state(), ContainerState::ContainerRunning);
+    let asked = fake.count("ContainerStatus");
+    let waiting = tokio::spawn(async move { events.next().await });
+    while fake.count("ContainerStatus") < asked + 3 {
+        assert!(!waiting.is_finished(), "it has not ended by its status");
+        tokio::task::yield_now().await;
+    }
+    fake.note_exit(&id, 137);
+    let event = tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    assert_eq!(event, RuntimeEvent::Task { change: Change::Exited, container: id.clone(), pod: Some(PodUid::from("a")) });
+    assert_eq!(client.container_status(&id).await.unwrap().state(), ContainerState::ContainerExited);
+}
+
+#[tokio::test]
 async fn a_held_call_waits_and_others_do_not() {
     let (_dir, fake, client) = fake().await;
     fake.hold("RunPodSandbox");

@@ -52,16 +52,27 @@ if [ "$state" = evict ]; then
   exec 3< <(exec journalctl -f -n 1 -o cat -u edge-agent)
   read -r -u 3 _
 fi
+# Memory that no pod has taken and no pod can give back, until only so much is there.
+filled=0
+leave() { # KIB
+  local name kib
+  while read -r name kib _; do
+    [ "$name" != MemAvailable: ] || { filled=$((filled + kib - $1)); fallocate -l "${filled}K" "$fill/all"; }
+  done </proc/meminfo
+}
 if [ "$state" = cull ]; then
   largest=0
   for pod in kubepods/besteffort/pod* kubepods.slice/kubepods-besteffort.slice/*-pod*; do
     read -r bytes <"$pod/memory.current" && [ "$bytes" -gt "$largest" ] && largest=$bytes victim=$pod
   done
-  # Memory that no pod has taken and no pod can give back, until far less is there than shall be.
   # Out of every group whose limit would slow it.
   echo $$ >cgroup.procs
   mkdir -p "$fill" && mount -t tmpfs -o size=100% none "$fill"
-  while read -r name kib _; do [ "$name" != MemAvailable: ] || fallocate -l $((kib - SHALL_BE / 3))K "$fill/all"; done </proc/meminfo
+  # Up to where nobody minds, and from there faster than one rung after the other: nothing has to be given back first.
+  echo 3 >/proc/sys/vm/drop_caches
+  leave $((SHALL_BE + SHALL_BE / 3))
+  sleep 1
+  leave $((SHALL_BE / 4))
 fi
 until reached; do
   [ "$SECONDS" -lt "$end" ] || { echo "never=$state"; break; }

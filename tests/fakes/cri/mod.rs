@@ -177,6 +177,20 @@ impl FakeCri {
         self.ended(id, code, if code == 0 { "Completed" } else { "Error" });
     }
 
+    /// Ends a running container's process and tells of it, while its status calls it running until [`FakeCri::note_exit`], as
+    /// containerd's does while it cleans up.
+    pub fn exit_unnoted(&self, id: &str, code: i32) {
+        self.state().unnoted.insert(id.to_owned());
+        self.exits(vec![(id.to_owned(), code)]);
+    }
+
+    /// Notes the end of such a container in its status; no event tells of that.
+    pub fn note_exit(&self, id: &str, code: i32) {
+        let mut state = self.state();
+        state.unnoted.remove(id);
+        end(&mut state, id, code, "Error");
+    }
+
     /// Ends a running container as the kernel does for lack of memory.
     pub fn kill_for_memory(&self, id: &str) {
         self.publish("/tasks/oom", &payload::TaskOom { container_id: id.to_owned() });

@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) ends_at_once: HashMap<String, VecDeque<i32>>,
     pub(super) answers: HashMap<String, Answer>,
     pub(super) network_down: bool,
+    /// Containers whose process has ended and that are still called running.
+    pub(super) unnoted: HashSet<String>,
     pub(super) number: u64,
     pub(super) last_time: i64,
 }

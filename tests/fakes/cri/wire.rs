@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
+use containerd_client::services::v1::{ListTasksRequest, ListTasksResponse, PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
+use containerd_client::types::v1::{Process, Status as TaskStatus};
 use futures_util::stream::BoxStream;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use runtime::cri;
 use runtime::cri::image_service_server::{ImageService, ImageServiceServer};
 use runtime::cri::runtime_service_server::RuntimeServiceServer;
+use runtime::cri::{self, ContainerState};
 use runtime::import::normalise;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::{Code, Request, Response, Status};
@@ -60,7 +61,7 @@ impl ImageService for Inner {
     }
 }
 
-/// One HTTP/2 connection, with the three services told apart by path.
+/// One HTTP/2 connection, with the services told apart by path.
 pub(super) async fn connection(stream: tokio::net::UnixStream, inner: Arc<Inner>) {
     let service = service_fn(move |request: http::Request<Incoming>| {
         let inner = inner.clone();
@@ -81,6 +82,9 @@ async fn route(inner: Arc<Inner>, request: http::Request<Incoming>) -> http::Res
     } else if path == "/containerd.services.events.v1.Events/Publish" {
         let codec = tonic_prost::ProstCodec::default();
         Ok(tonic::server::Grpc::new(codec).unary(Publish(inner), request).await)
+    } else if path == "/containerd.services.tasks.v1.Tasks/List" {
+        let codec = tonic_prost::ProstCodec::default();
+        Ok(tonic::server::Grpc::new(codec).unary(ListTasks(inner), request).await)
     } else {
         Ok(Status::new(Code::Unimplemented, format!("unknown method {path}")).into_http())
     };
@@ -122,5 +126,27 @@ impl tonic::server::UnaryService<PublishRequest> for Publish {
         let _ =
             self.0.events.send(Envelope { timestamp: None, namespace: "k8s.io".to_owned(), topic: request.topic, event: request.event });
         Box::pin(async { Ok(Response::new(())) })
+    }
+}
+
+/// Each ready sandbox and running container is a task, but for those whose end CRI has not noted.
+struct ListTasks(Arc<Inner>);
+
+impl tonic::server::UnaryService<ListTasksRequest> for ListTasks {
+    type Response = ListTasksResponse;
+    type Future = BoxFuture<Response<ListTasksResponse>, Status>;
+
+    fn call(&mut self, _: Request<ListTasksRequest>) -> Self::Future {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            let state = inner.enter("ListTasks", "").await?;
+            let ready = state.sandboxes.iter().filter(|(_, sandbox)| sandbox.ready).map(|(id, _)| id);
+            let running = state.containers.iter().filter(|(_, it)| it.status.state() == ContainerState::ContainerRunning).map(|(id, _)| id);
+            let process = |id: &String| {
+                let status = if state.unnoted.contains(id) { TaskStatus::Stopped } else { TaskStatus::Running };
+                Process { id: id.clone(), container_id: id.clone(), status: status as i32, ..Default::default() }
+            };
+            ok(ListTasksResponse { tasks: ready.chain(running).map(process).collect() })
+        })
     }
 }
