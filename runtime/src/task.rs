@@ -42,7 +42,7 @@ impl Client {
 
     /// Containers and sandboxes that CRI calls running or ready and whose task is not, or no longer. CRI learns of an end from an
     /// event of its own and may take seconds over it: who looks in between and hears the event no more would believe it for ever.
-    pub(crate) async fn ended_unnoticed(&self) -> Result<Vec<ContainerId>> {
+    pub async fn ended_unnoticed(&self) -> Result<Vec<ContainerId>> {
         // CRI first: what starts meanwhile is then in neither or in both.
         let (sandboxes, containers) = tokio::try_join!(self.list_sandboxes(BTreeMap::new()), self.list_containers(BTreeMap::new()))?;
         let alive = self.running_tasks().await?;

@@ -84,6 +84,7 @@ async fn a_pod_lives_and_dies() {
     let ip = sandbox.ips[0].clone();
     let container = seen.container("main").unwrap();
     assert_eq!(container.state, ContainerState::ContainerRunning);
+    assert_eq!(client.ended_unnoticed().await.unwrap(), [], "sandbox and container are tasks of containerd, and they run");
     assert!(container.log_path.ends_with("u1/main/0.log"));
     let limit = Instant::now() + Duration::from_secs(10);
     let page = loop {
