@@ -127,6 +127,11 @@ const fn rule(name: &'static str, unit: &'static str, at: [f64; 3], hold: Durati
     Rule { name, unit, at, hold: [hold; 3], exit: 0.5, latency: false }
 }
 
+/// Watching is free and begins at once, so that acting need not wait for it once the 200 ms are over.
+const fn quick(name: &'static str, unit: &'static str, at: [f64; 3]) -> Rule {
+    Rule { hold: [AT_ONCE, QUICK, QUICK], ..rule(name, unit, at, QUICK) }
+}
+
 const fn latency(rule: Rule) -> Rule {
     Rule { latency: true, ..rule }
 }
@@ -134,13 +139,13 @@ const fn latency(rule: Rule) -> Rule {
 /// The table of section 3.5. `avail` has its own thresholds, from the machine's size.
 #[rustfmt::skip]
 const RULES: [Rule; 16] = [
-    latency(rule("own_mem", "%", [2.0, 5.0, 20.0], QUICK)),
-    rule("own_refault", "/s", [5.0, 50.0, 500.0], QUICK),
+    latency(quick("own_mem", "%", [2.0, 5.0, 20.0])),
+    quick("own_refault", "/s", [5.0, 50.0, 500.0]),
     latency(rule("hb_lag", " s", [0.05, 0.25, 1.0], AT_ONCE)),
     latency(rule("own_io", " s", [0.3, 1.0, 5.0], AT_ONCE)),
-    latency(rule("own_cpu", "%", [10.0, 30.0, 60.0], QUICK)),
-    rule("brake", "%", [5.0, 10.0, NEVER], QUICK),
-    Rule { exit: 0.8, ..rule("avail", "x", [NEVER; 3], QUICK) },
+    latency(quick("own_cpu", "%", [10.0, 30.0, 60.0])),
+    quick("brake", "%", [5.0, 10.0, NEVER]),
+    Rule { exit: 0.8, ..quick("avail", "x", [NEVER; 3]) },
     Rule { hold: [SLOW, SLOW, Duration::from_secs(3)], ..rule("node_mem", "%", [5.0, 15.0, 40.0], SLOW) },
     rule("thrash", "%", [10.0, 30.0, 60.0], SLOW),
     Rule { exit: 0.9, ..rule("swap", "%", [60.0, 80.0, 95.0], SLOW) },
