@@ -169,9 +169,7 @@ impl Loop {
         if self.ratios[2].now.is_some_and(|io| f64::from(io.waiting.w1) > BUSY_DISK) {
             self.shared.probe.ask();
         }
-        let signals = self.law.signals();
-        let acts = signals.all().any(|(_, reading)| reading.now >= Level::Act && reading.level >= Level::Act);
-        self.crossed = match (acts, self.crossed) {
+        self.crossed = match (self.law.has_to_act(), self.crossed) {
             (false, _) => Crossed::No,
             (true, Crossed::No) => Crossed::At(began),
             (true, crossed) => crossed,

@@ -21,6 +21,9 @@ const STAY_ARMED: Duration = Duration::from_secs(2);
 /// A booting machine is busy with itself.
 const BOOTING: Duration = Duration::from_secs(60);
 
+/// Signals of which one alone makes a ladder climb.
+const ACTING: [Signal; 7] =
+    [Signal::OwnMem, Signal::OwnRefault, Signal::OwnIo, Signal::OwnCpu, Signal::Brake, Signal::Avail, Signal::Tasks];
 /// These are told, not acted on by looking at pods.
 const TOLD: [Signal; 5] = [Signal::Disk, Signal::Inodes, Signal::Conntrack, Signal::Heat, Signal::Swap];
 
@@ -173,10 +176,14 @@ impl Law {
     pub fn observe(&mut self, sample: &Sample) {
         self.sample = *sample;
         self.signals.update(sample);
-        let acting = [Signal::OwnMem, Signal::OwnRefault, Signal::OwnIo, Signal::OwnCpu, Signal::Brake, Signal::Avail, Signal::Tasks];
-        if acting.iter().any(|signal| self.signals.of(*signal).now > Level::Calm) || self.state() > State::Watch {
+        if ACTING.iter().any(|signal| self.signals.of(*signal).now > Level::Calm) || self.state() > State::Watch {
             self.stirred = sample.at;
         }
+    }
+
+    /// Whether a signal that is answered by itself has been bad enough for its hold time, and is.
+    pub fn has_to_act(&self) -> bool {
+        ACTING.iter().map(|signal| self.signals.of(*signal)).any(|reading| reading.now >= Level::Act && reading.level >= Level::Act)
     }
 
     /// Whether [`Law::decide`] has to know the pods. On a calm machine they are not looked at.
