@@ -3,6 +3,7 @@
 import unittest
 
 import matrix_judge as judge
+import matrix_table
 from matrix_probes import Samples
 
 
@@ -98,6 +99,16 @@ class Verdicts(unittest.TestCase):
 
     def test_no_figure_is_no_verdict(self):
         self.assertEqual(judge.verdicts({"mode": "C"})["ok_lease"], judge.UNKNOWN)
+
+
+class Tables(unittest.TestCase):
+    def test_repetitions_are_one_cell_and_what_it_missed_is_named(self):
+        key = {"board": "512", "swap": "none", "hog": "storm", "mode": "C"}
+        rows = [{**key, "lease_gap_max": "10.1", "exec_calm": "2", "exec_p99": "3", "bystander_share": "0.99", "agent_lag_max": "0.01", "ok_exec": "pass"},
+                {**key, "lease_gap_max": "12.3", "exec_calm": "2", "exec_p99": "5", "bystander_share": "0.8", "agent_lag_max": "0.5", "ok_bystander": "miss"},
+                {**key, "mode": "A", "error": "the board was gone"}]
+        text = matrix_table.tables(rows, "ABC").splitlines()
+        self.assertEqual(text[2:], ["| 512 MB, swap none | A | C |", "|---|---|---|", "| storm | died | 12.3 s, 2.0x, 0.80, 0.5 s (bystander) |"])
 
 
 if __name__ == "__main__":
