@@ -14,7 +14,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tunnel::allow::{Allow, EgressMode, Rules};
-use tunnel::link::{LinkState, LinksOptions, TcpDial, TlsConnect};
+use tunnel::link::{LinkState, LinksOptions, TlsConnect};
 use tunnel::traffic::Proof;
 
 use crate::api::client::Settings;
@@ -129,7 +129,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         tls: cluster.node_tls.subscribe(),
         links: LinksOptions {
             connect: Arc::new(TlsConnect { tls: cluster.tunnel_tls.subscribe(), traffic: Arc::clone(&wire.tunnel) }),
-            dial: Arc::new(TcpDial { kubelet: Some(kubelet_addr) }),
+            dial: Arc::new(kubelet.door.clone()),
             allow: Allow::fixed(Rules {
                 mode: EgressMode::parse(&cluster.identity.config.egress_selector_mode),
                 kubelet_port: kubelet_addr.port(),

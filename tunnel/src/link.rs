@@ -96,24 +96,15 @@ impl Connect for TlsConnect {
     }
 }
 
-/// Dials as asked, except that the loopback address with the kubelet's port leads to where the kubelet listens.
+/// Dials as asked.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TcpDial {
-    /// The kubelet server's listen address; `None` or an unspecified address: loopback as asked.
-    pub kubelet: Option<SocketAddr>,
-}
+pub struct TcpDial;
 
 impl Dial for TcpDial {
     fn dial(&self, address: &str) -> BoxFuture<io::Result<BoxStream>> {
         let asked = address.parse::<SocketAddr>();
-        let kubelet = self.kubelet.filter(|k| !k.ip().is_unspecified());
         Box::pin(async move {
-            let asked = asked.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-            let target = match kubelet {
-                Some(kubelet) if asked.ip().is_loopback() && asked.port() == kubelet.port() => kubelet,
-                _ => asked,
-            };
-            let stream = TcpStream::connect(target).await?;
+            let stream = TcpStream::connect(asked.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as BoxStream)
         })

@@ -1,7 +1,6 @@
 use super::*;
 use crate::fake::{Ca, acceptor, failure, listen};
 use crate::serve::{ServerSession, TunnelStream, accept_key, serve};
-use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -75,7 +74,7 @@ fn start(cluster: &Cluster, server: &ServerAddr, allow: Allow, timing: Timing) -
     let task = tokio::spawn(run(LinkOptions {
         server: server.clone(),
         connect: cluster.connect(),
-        dial: Arc::new(TcpDial::default()),
+        dial: Arc::new(TcpDial),
         allow,
         state,
         proof: Arc::default(),
@@ -195,7 +194,7 @@ async fn a_reader_that_stalls_pauses_its_own_connection_only_and_loses_nothing()
     impl Dial for Redirect {
         fn dial(&self, address: &str) -> BoxFuture<io::Result<BoxStream>> {
             let address = address.replace("127.0.0.2:1", &format!("127.0.0.1:{}", self.0));
-            TcpDial::default().dial(&address)
+            TcpDial.dial(&address)
         }
     }
     let (state, _states) = watch::channel(LinkState::Connecting);
@@ -374,7 +373,7 @@ async fn links_follow_the_list_of_servers() {
     let (stop, stopped) = watch::channel(false);
     let opts = LinksOptions {
         connect: cluster.connect(),
-        dial: Arc::new(TcpDial::default()),
+        dial: Arc::new(TcpDial),
         allow: Allow::kubelet(1),
         states,
         proofs: watch::Sender::default(),
@@ -406,20 +405,4 @@ async fn links_follow_the_list_of_servers() {
     soon("all stop", task).await.unwrap();
     soon("b is closed", session_b.ended()).await;
     assert!(seen.borrow().is_empty());
-}
-
-#[test]
-fn dials_to_the_kubelet_s_port_lead_to_where_it_listens() {
-    let log = Mutex::new(Vec::new());
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let (listener, addr) = listen().await;
-        let kubelet = SocketAddr::new(addr.ip().unwrap(), addr.port);
-        let dial = TcpDial { kubelet: Some(kubelet) };
-        let _stream = dial.dial(&format!("[::1]:{}", addr.port)).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        log.lock().unwrap().push(accepted.local_addr().unwrap());
-        assert!(dial.dial("nonsense").await.is_err());
-    });
-    assert_eq!(log.lock().unwrap().len(), 1);
 }

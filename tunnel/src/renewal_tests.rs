@@ -197,7 +197,7 @@ async fn start_node(cluster: &Cluster) -> Node {
     let link_task = tokio::spawn(link::run(LinkOptions {
         server: cluster.tunnel.clone(),
         connect: Arc::new(TlsConnect { tls: configs, traffic: Arc::default() }),
-        dial: Arc::new(TcpDial::default()),
+        dial: Arc::new(TcpDial),
         allow: Allow::kubelet(1),
         state,
         proof: Arc::default(),

@@ -203,7 +203,7 @@ async fn linked(lab: &Lab) -> Linked {
     let task = tokio::spawn(link::run(LinkOptions {
         server,
         connect: Arc::new(TlsConnect { tls: configs, traffic: Arc::default() }),
-        dial: Arc::new(TcpDial::default()),
+        dial: Arc::new(TcpDial),
         allow: Allow::kubelet(port),
         state,
         proof: Arc::default(),

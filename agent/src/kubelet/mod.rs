@@ -1,7 +1,7 @@
 //! The kubelet port: what the API server, metrics-server and people ask of a node.
 //!
 //! ```text
-//! API server ──(tunnel)──┐
+//! API server ──(tunnel)──┐ door
 //! metrics-server ────────┴─► TLS ─► who? (tls, auth) ─► may they? (auth) ─► which? (router) ─► answer
 //!                                              pods: View · logs: files · usage: cgroups · exec…: splice to the runtime
 //! ```
@@ -10,6 +10,7 @@
 
 pub mod auth;
 mod cadvisor;
+mod door;
 mod health;
 mod log_stream;
 pub mod logs;
@@ -27,10 +28,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::io::DuplexStream;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::CertificateDer;
+use tunnel::link::BoxStream;
 
 use self::auth::{Attributes, Authority, Refusal};
 use self::router::{Miss, Route};
@@ -39,13 +42,11 @@ use crate::config::Config;
 use crate::metrics::{self, Metrics};
 use crate::{api, pod};
 
+pub use door::Door;
 pub use tls::Credentials;
 
 /// A client that does not finish the TLS handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// Connections at a time: each exec, log follow or forward holds one.
-const CONNECTIONS: usize = 256;
 
 /// Health checks at a time.
 const HEALTH_CONNECTIONS: usize = 16;
@@ -69,6 +70,9 @@ pub struct Server {
     pub addr: SocketAddr,
     /// Where health is, if anywhere.
     pub health_addr: Option<SocketAddr>,
+    /// For what comes through the tunnel.
+    pub door: Door,
+    guests: mpsc::Receiver<DuplexStream>,
     listener: TcpListener,
     health: Option<TcpListener>,
     inner: Arc<Inner>,
@@ -116,12 +120,13 @@ impl Server {
             authority,
             rates: stats::Rates::default(),
         };
-        Ok(Self { addr, health_addr, listener, health, inner: Arc::new(inner) })
+        let (door, guests) = Door::new(addr.port());
+        Ok(Self { addr, health_addr, door, guests, listener, health, inner: Arc::new(inner) })
     }
 
     /// Serves until `stop`; open streams end with the process.
     pub async fn run(self, stop: watch::Receiver<bool>) {
-        let Self { listener, health, inner, .. } = self;
+        let Self { listener, guests, health, inner, .. } = self;
         let metrics = Arc::clone(&inner.metrics);
         let health = async {
             if let Some(health) = health {
@@ -129,44 +134,13 @@ impl Server {
                 serve::plain(health, HEALTH_CONNECTIONS, handler, stop.clone()).await;
             }
         };
-        tokio::join!(health, accept(listener, inner, stop.clone()));
+        tokio::join!(health, door::accept(listener, guests, inner, stop.clone()));
     }
 }
 
-async fn accept(listener: TcpListener, inner: Arc<Inner>, mut stop: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            // accept() is cancel safe.
-            accepted = listener.accept() => accepted,
-            () = serve::stopped(&mut stop) => return,
-        };
-        match accepted {
-            Ok((socket, peer)) => {
-                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                    tracing::warn!(%peer, limit = CONNECTIONS, "kubelet connection refused, too many at once");
-                    continue;
-                };
-                let (inner, stop) = (Arc::clone(&inner), stop.clone());
-                crate::task::spawn(async move {
-                    if let Err(error) = serve_tls(socket, inner, stop).await {
-                        tracing::debug!(%peer, %error, "kubelet connection not established");
-                    }
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        }
-    }
-}
-
-async fn serve_tls(socket: TcpStream, inner: Arc<Inner>, stop: watch::Receiver<bool>) -> Result<()> {
-    socket.set_nodelay(true)?;
+async fn serve_tls(stream: BoxStream, inner: Arc<Inner>, stop: watch::Receiver<bool>) -> Result<()> {
     let server = Arc::clone(&inner.credentials.borrow().server);
-    let stream = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(server).accept(socket)).await??;
+    let stream = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(server).accept(stream)).await??;
     let chain: Arc<[CertificateDer<'static>]> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|der| der.clone().into_owned()).collect();
     let handler = move |request| handle(Arc::clone(&inner), Arc::clone(&chain), request);
