@@ -171,6 +171,8 @@ impl Loop {
         }
         self.crossed = match (self.law.has_to_act(), self.crossed) {
             (false, _) => Crossed::No,
+            // What comes back while a pod is held is answered by that, and in the ladder's own time by more.
+            (true, Crossed::No) if self.law.state() > State::Watch => Crossed::Answered,
             (true, Crossed::No) => Crossed::At(began),
             (true, crossed) => crossed,
         };
