@@ -7,9 +7,8 @@ use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{DeleteTaskRequest, KillRequest, ListTasksRequest};
 use containerd_client::types::v1::Status;
 
-use crate::cri::{ContainerState, PodSandboxState};
-
 use crate::client::{CALL, gone_is_done, in_namespace, unary};
+use crate::cri::{ContainerState, PodSandboxState};
 use crate::{Client, ContainerId, Result};
 
 const SIGKILL: u32 = 9;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tunnel::link::{BoxFuture, BoxStream, Dial, TcpDial};
 
 use super::serve::stopped;
@@ -71,16 +71,21 @@ pub(super) async fn accept(
     let peers = Peers::default();
     loop {
         tokio::select! {
-            // Both are cancel safe.
+            // Both are cancel safe. The tunnel first: a port that fails or is pressed upon does not keep it waiting.
+            biased;
+            () = stopped(&mut stop) => return,
+            Some(guest) = guests.recv() => match Arc::clone(&guest_slots).try_acquire_owned() {
+                Ok(slot) => take_in(Box::new(guest), "tunnel".to_owned(), (slot, None), &inner, &stop),
+                Err(_) => tracing::warn!(limit = CONNECTIONS, "connection through the tunnel refused, too many at once"),
+            },
             accepted = listener.accept() => match accepted {
                 Ok((socket, peer)) => {
-                    let slot = Arc::clone(&slots).try_acquire_owned().ok().zip(peers.enter(peer.ip()));
-                    let Some(slot) = slot else {
+                    let Some((slot, place)) = Arc::clone(&slots).try_acquire_owned().ok().zip(peers.enter(peer.ip())) else {
                         tracing::debug!(%peer, limit = CONNECTIONS, from_one = FROM_ONE, "kubelet connection refused, too many at once");
                         continue;
                     };
                     if socket.set_nodelay(true).is_ok() {
-                        take_in(Box::new(socket), peer.to_string(), slot, &inner, &stop);
+                        take_in(Box::new(socket), peer.to_string(), (slot, Some(place)), &inner, &stop);
                     }
                 }
                 Err(error) => {
@@ -88,29 +93,25 @@ pub(super) async fn accept(
                     tokio::time::sleep(PAUSE).await;
                 }
             },
-            Some(guest) = guests.recv() => match Arc::clone(&guest_slots).try_acquire_owned() {
-                Ok(slot) => take_in(Box::new(guest), "tunnel".to_owned(), slot, &inner, &stop),
-                Err(_) => tracing::warn!(limit = CONNECTIONS, "connection through the tunnel refused, too many at once"),
-            },
-            () = stopped(&mut stop) => return,
         }
     }
 }
 
-/// Serves it; `slot` is given back when it ends.
-fn take_in(stream: BoxStream, peer: String, slot: impl Send + 'static, inner: &Arc<Inner>, stop: &watch::Receiver<bool>) {
+/// Serves it; its places are given back when it ends. One kind of stream for both, so that TLS and HTTP are in the program once.
+fn take_in(
+    stream: BoxStream,
+    peer: String,
+    places: (OwnedSemaphorePermit, Option<Place>),
+    inner: &Arc<Inner>,
+    stop: &watch::Receiver<bool>,
+) {
     let (inner, stop) = (Arc::clone(inner), stop.clone());
     crate::task::spawn(async move {
-        let _slot = slot;
-        serve(stream, peer, inner, stop).await;
+        if let Err(error) = serve_tls(stream, inner, stop).await {
+            tracing::debug!(peer, %error, "kubelet connection not established");
+        }
+        drop(places);
     });
-}
-
-/// One kind of stream for both, so that TLS and HTTP are in the program once.
-async fn serve(stream: BoxStream, peer: String, inner: Arc<Inner>, stop: watch::Receiver<bool>) {
-    if let Err(error) = serve_tls(stream, inner, stop).await {
-        tracing::debug!(peer, %error, "kubelet connection not established");
-    }
 }
 
 /// How many connections each address has.
