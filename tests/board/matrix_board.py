@@ -8,8 +8,8 @@ from pathlib import Path
 
 import matrix_hogs as hogs
 import matrix_k3s
-from board import Failure, run, wait_until
-from lab import IMAGES
+from board import CACHE, Failure, run, wait_until
+from lab import IMAGES, REPO
 from matrix_probes import Api
 
 NODE = "board"
@@ -56,6 +56,13 @@ ExecStart=/usr/local/sbin/matrix-undo
 Restart=always
 Nice=-15
 """
+
+
+def one_node(lab, mode):
+    """A node of the scenario's board, without swap, as far protected as the mode says."""
+    image = CACHE / f"hog-{lab.arch}.tar"
+    run([REPO / "tests/hogs/image", image, lab.arch], limit=1800)
+    return Node(lab, lab.memory, "none", mode, image, lab.say)
 
 
 class Node:

@@ -3,9 +3,8 @@
 Protections stand without it, and nothing stays undone when it is back."""
 
 import matrix_hogs as hogs
-from board import CACHE, Failure, Skip, run as command, wait_until
-from lab import REPO
-from matrix_board import NODE, Node, has_governor_key
+from board import Failure, Skip, wait_until
+from matrix_board import NODE, has_governor_key, one_node
 from matrix_cell import what_it_reached
 
 DEFAULTS = {"arch": "amd64", "memory": 512}
@@ -106,9 +105,7 @@ def held(node):
 def run(lab):
     if not has_governor_key(lab.binaries()):
         raise Skip("this edge-agent has no governor")
-    image = CACHE / f"hog-{lab.arch}.tar"
-    command([REPO / "tests/hogs/image", image, lab.arch], limit=1800)
-    node = Node(lab, lab.memory, "none", "C", image, lab.say)
+    node = one_node(lab, "C")
     node.board.write("/usr/local/sbin/kill-at", KILL_AT)
     node.board.sh("chmod 755 /usr/local/sbin/kill-at")
     for state, hog in STATES:

@@ -5,9 +5,7 @@ criteria are tests/board/matrix'."""
 
 import matrix_cell as cells
 import matrix_judge as judge
-from board import CACHE, run as command
-from lab import REPO
-from matrix_board import Node, has_governor_key
+from matrix_board import has_governor_key, one_node
 from matrix_hogs import SMOKE
 
 DEFAULTS = {"arch": "amd64", "memory": 512}
@@ -15,11 +13,9 @@ LENGTHS = cells.Lengths(warm=8, hog=24, recovery=20)
 
 
 def run(lab):
-    image = CACHE / f"hog-{lab.arch}.tar"
-    command([REPO / "tests/hogs/image", image, lab.arch], limit=1800)
     mode = "C" if has_governor_key(lab.binaries()) else "B"
     lab.step(f"a node {'with' if mode == 'C' else 'without'} the governor")
-    node = Node(lab, lab.memory, "none", mode, image, lab.say)
+    node = one_node(lab, mode)
     (lab.results / "raw").mkdir()
     for hog in SMOKE:
         lab.step(hog)

@@ -1,18 +1,14 @@
 """What the governor costs a calm board: processor time of its threads, memory of the agent with and without it, bytes written."""
 
-from board import CACHE, run as command
-from lab import REPO
-from matrix_board import Node
+from matrix_board import one_node
 
 DEFAULTS = {"arch": "amd64", "memory": 512}
 SECONDS = 120
 
 
 def run(lab):
-    image = CACHE / f"hog-{lab.arch}.tar"
-    command([REPO / "tests/hogs/image", image, lab.arch], limit=1800)
     lab.step("a node with the governor and three pods")
-    node = Node(lab, lab.memory, "none", "C", image, lab.say)
+    node = one_node(lab, "C")
     board = node.board
     board.sh("systemctl stop matrix-sampler")
     rows = []

@@ -6,9 +6,9 @@ import json
 import time
 
 import matrix_hogs as hogs
-from board import CACHE, run as command
+from board import run as command
 from lab import REPO
-from matrix_board import NODE, Node
+from matrix_board import NODE, one_node
 
 DEFAULTS = {"arch": "amd64", "memory": 512}
 SECONDS = 24
@@ -17,10 +17,8 @@ KEPT = 2
 
 
 def run(lab):
-    image = CACHE / f"hog-{lab.arch}.tar"
-    command([REPO / "tests/hogs/image", image, lab.arch], limit=1800)
     lab.step("a node without the governor")
-    node = Node(lab, lab.memory, "none", "B", image, lab.say)
+    node = one_node(lab, "B")
     board = node.board
     command(["cargo", "build", "--locked", "-p", "cgroup", "--example", "record"], limit=1800)
     board.put(REPO / "target/debug/examples/record", "/usr/local/bin/record")
