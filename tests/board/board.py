@@ -54,15 +54,21 @@ def kernel_words(cmdline_txt):
     """The words a Pi's firmware hands the kernel: those of the device tree, then the first line of cmdline.txt.
 
     The device tree of a Pi turns the memory controller off, and its kernel leaves PSI off unless told otherwise. The word that
-    turns the controller on again, cgroup_enable=memory, is known to the Pi's kernel only, so here it takes the other word away."""
+    turns the controller on again, cgroup_enable=memory, is known to the Pi's kernel only, so here it takes the other word away.
+    One word is the board's own: after a panic it goes off, instead of standing there until somebody looks."""
     lines = [line.strip() for line in cmdline_txt.splitlines() if line.strip()]
     if not lines or "root=" not in lines[0]:
         raise Failure(f"the board cannot boot: cmdline.txt has no line with root=: {cmdline_txt!r}")
     words = lines[0].split()
-    tree = ["psi=0"]
+    tree = ["psi=0", "panic=-1"]
     if "cgroup_enable=memory" not in words:
         tree.append("cgroup_disable=memory")
     return tree + words
+
+
+def stumbled(results):
+    """Whether a guest's kernel ran into code it was patching: multi-threaded emulation of x86 allows that, no real processor does."""
+    return any(b"Oops: int3" in console.read_bytes() for console in results.glob("console*.log"))
 
 
 def free_port():
