@@ -109,7 +109,7 @@ impl Governor {
         let runs = deps.may_act && deps.wish != GovernorWish::Static;
         if !runs {
             shared.view.idle(deps.wish, deps.may_act);
-            deps.metrics.governor().set_snapshot(&thread::still(&deps.info));
+            deps.metrics.governor().set_snapshot(&thread::still(&deps));
             return Ok(Governor { shared, waker: None, thread: None });
         }
         let triggers = Triggers::new(&deps.tree, &deps.scopes).context("making the governor's wake-up")?;

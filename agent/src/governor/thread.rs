@@ -45,7 +45,9 @@ struct Loop {
     ratios: [Trend; 3],
     state: (State, Instant),
     stance: Option<(Stance, Vec<(String, Duration)>)>,
-    counted: cgroup::governor::Suppressed,
+    counted: (cgroup::governor::Suppressed, Instant),
+    /// Who was asked last to stop: its kill after the grace is the same eviction.
+    evicted: Option<Target>,
     reasserted: Instant,
     board: Board,
     looked_at_board: Option<Instant>,
@@ -61,11 +63,11 @@ enum Crossed {
     Answered,
 }
 
-/// Totals a second and ten seconds ago.
+/// Totals a second ago, and between five and ten seconds.
 #[derive(Default, Clone, Copy)]
 struct Trend {
     second: (Duration, Stall),
-    ten: (Duration, Stall),
+    ten: [(Duration, Stall); 2],
     now: Option<Ratios>,
 }
 
@@ -92,7 +94,8 @@ pub(super) fn start(
         ratios: Default::default(),
         state: (State::Calm, Instant::now()),
         stance: None,
-        counted: cgroup::governor::Suppressed::default(),
+        counted: (cgroup::governor::Suppressed::default(), Instant::now()),
+        evicted: None,
         reasserted: Instant::now(),
         board: Board::find(Path::new("/")),
         looked_at_board: None,
@@ -114,8 +117,20 @@ fn probe(tree: &PodTree, disk: Option<&str>) -> Features {
 }
 
 /// What is shown where no loop runs.
-pub(super) fn still(info: &Info) -> Snapshot {
-    Snapshot { info: Some(Info { profile: "static", ..*info }), ..Snapshot::default() }
+pub(super) fn still(deps: &Deps) -> Snapshot {
+    let (info, features) = offered(&probe(&deps.tree, deps.disk.as_deref()), Info { profile: "static", ..deps.info });
+    Snapshot { info: Some(info), features, ..Snapshot::default() }
+}
+
+/// What of the kernel can be used, for the metrics.
+fn offered(f: &Features, info: Info) -> (Info, [bool; FEATURES.len()]) {
+    let features = [f.memory_min, f.memory_high, f.io_max, f.pids_max, f.psi_window_ms.is_some(), f.kill, f.freeze, false, false];
+    let psi = match (f.psi_window_ms, f.psi) {
+        (Some(_), _) => "trigger",
+        (None, true) => "poll",
+        (None, false) => "off",
+    };
+    (Info { psi, io_control: if f.io_max { "io_max" } else { "none" }, ..info }, features)
 }
 
 impl Loop {
@@ -192,8 +207,25 @@ impl Loop {
             if found != cgroup::governor::Reasserted::default() {
                 tracing::info!(overwritten = found.overwritten, released = found.released, gone = found.gone, "throttles looked at");
             }
+            self.drop_strays();
         }
         self.publish();
+    }
+
+    /// Undoes what is set though the law does not hold it: it was not to be undone then, or its pod could not be read for a moment.
+    fn drop_strays(&mut self) {
+        let wanted = |of: &Target, what: Knob| self.law.held().any(|(target, knob, _)| (target, knob) == (of, what));
+        let strays: Vec<_> = self
+            .actuator
+            .held()
+            .iter()
+            .filter(|held| !wanted(&held.target, held.knob))
+            .map(|held| (held.target.clone(), held.knob))
+            .collect();
+        for (target, knob) in strays {
+            let why = "nothing asks for it any more".to_owned();
+            self.obey(Order { action: Action::Restore { target, knob }, resource: Resource::Memory, why });
+        }
     }
 
     /// What others know.
@@ -235,13 +267,17 @@ impl Loop {
             }
             Ok(_) => Outcome::Done,
             Err(error) => {
-                self.law.failed(&order.action, error.is_gone());
+                self.law.failed(&order.action, false);
                 Outcome::Failed(crate::telemetry::chain(&error))
             }
         };
         metrics.action(action, resource, class, if result == Outcome::Done { "ok" } else { "failed" });
         if result == Outcome::Done && matches!(order.action, Action::Evict { .. } | Action::Kill { .. }) {
-            metrics.evicted(resource, class);
+            let whom = Some(order.action.target());
+            if self.evicted.as_ref() != whom {
+                metrics.evicted(resource, class);
+                self.evicted = whom.cloned();
+            }
         }
         if self.reports.try_send(Report::Did { order, result }).is_err() {
             tracing::warn!("governor's desk does not keep up");
@@ -285,14 +321,16 @@ impl Loop {
             self.state = (state, Instant::now());
             self.deps.metrics.lag().watch_closely(state > State::Calm);
         }
-        let suppressed = self.law.suppressed();
-        for _ in self.counted.rate_limit..suppressed.rate_limit {
-            self.metrics().suppressed("rate_limit");
+        // The same decision comes with each look: told once a second while it does.
+        if self.counted.1.elapsed() >= Duration::from_secs(1) {
+            let (suppressed, before) = (self.law.suppressed(), self.counted.0);
+            let both =
+                [("rate_limit", suppressed.rate_limit, before.rate_limit), ("no_candidate", suppressed.no_candidate, before.no_candidate)];
+            for (reason, _, _) in both.into_iter().filter(|(_, now, before)| now > before) {
+                self.metrics().suppressed(reason);
+            }
+            self.counted = (suppressed, Instant::now());
         }
-        for _ in self.counted.no_candidate..suppressed.no_candidate {
-            self.metrics().suppressed("no_candidate");
-        }
-        self.counted = suppressed;
         let mut signals = [(Level::Calm, 0.0); Signal::ALL.len()];
         let mut levels = [0; Signal::ALL.len()];
         for ((_, reading), (shown, level)) in self.law.signals().all().zip(signals.iter_mut().zip(&mut levels)) {
@@ -302,7 +340,8 @@ impl Loop {
         self.shared.view.glance(Glance { state, since: self.state.1, signals });
         let mut throttled = [0; 4];
         let mut frozen = 0;
-        for (target, knob, held) in self.law.held() {
+        let does = self.deps.wish != GovernorWish::Observe;
+        for (target, knob, held) in self.law.held().filter(|_| does) {
             if knob == Knob::Freeze {
                 frozen += 1;
             } else if matches!(target, Target::Pod { .. }) {
@@ -310,17 +349,7 @@ impl Loop {
                 throttled[place] += 1;
             }
         }
-        let f = &self.features;
-        let features = [f.memory_min, f.memory_high, f.io_max, f.pids_max, f.psi_window_ms.is_some(), f.kill, f.freeze, false, false];
-        debug_assert_eq!(FEATURES.len(), features.len());
-        let psi = if f.psi_window_ms.is_some() {
-            "trigger"
-        } else if f.psi {
-            "poll"
-        } else {
-            "off"
-        };
-        let info = Info { psi, io_control: if f.io_max { "io_max" } else { "none" }, profile: self.mode(), ..self.deps.info };
+        let (info, features) = offered(&self.features, Info { profile: self.mode(), ..self.deps.info });
         let ratios = [self.ratios[0].now, self.ratios[1].now, self.ratios[2].now];
         let place = State::ALL.iter().position(|one| *one == state).unwrap_or(0);
         self.metrics().set_snapshot(&Snapshot { info: Some(info), features, state: place, levels, throttled, frozen, ratios });
@@ -345,15 +374,17 @@ impl Trend {
             let over = at.saturating_sub(from.0).as_secs_f64() * 1e6;
             if over > 0.0 { (of(&now).saturating_sub(of(&from.1)) as f64 / over).min(1.0) as f32 } else { 0.0 }
         };
-        let both = |of: fn(&Stall) -> u64| Ratio { w1: share(self.second, of), w10: share(self.ten, of) };
+        let both = |of: fn(&Stall) -> u64| Ratio { w1: share(self.second, of), w10: share(self.ten[0], of) };
         if self.second.0 != Duration::ZERO {
             self.now = Some(Ratios { waiting: both(|stall| stall.some_us), stalled: both(|stall| stall.full_us) });
         }
         if at.saturating_sub(self.second.0) >= Duration::from_secs(1) {
             self.second = (at, now);
         }
-        if at.saturating_sub(self.ten.0) >= Duration::from_secs(10) {
-            self.ten = (at, now);
+        if self.ten[1].0 == Duration::ZERO {
+            self.ten = [(at, now); 2];
+        } else if at.saturating_sub(self.ten[1].0) >= Duration::from_secs(5) {
+            self.ten = [self.ten[1], (at, now)];
         }
     }
 }

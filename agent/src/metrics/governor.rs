@@ -198,10 +198,10 @@ impl GovernorMetrics {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register("edge_agent_governor_transitions", "Governor state transitions by target state", self.transitions.clone());
         r.register("edge_agent_governor_actions", "Actions taken on workloads", self.actions.clone());
-        r.register("edge_agent_governor_suppressed", "Actions decided but not executed", self.suppressed.clone());
+        r.register("edge_agent_governor_suppressed", "Seconds in which an action was decided but not executed", self.suppressed.clone());
         r.register("edge_agent_governor_psi_events", "PSI trigger wakeups received", self.psi_events.clone());
         r.register("edge_agent_evictions", "Pods evicted by reason", self.evictions.clone());
-        let help = "Time from the signal crossing its threshold to the action being written";
+        let help = "Time from a threshold having been crossed for its hold time to the action being written";
         r.register("edge_agent_governor_reaction_seconds", help, self.reaction.clone());
         r.register("edge_agent_governor_loop_seconds", "Wall time of one governor iteration", self.turn.clone());
         let help = "Duration of a small synchronous write on the state filesystem";
@@ -253,7 +253,7 @@ impl GovernorMetrics {
         self.evictions.get_or_create(&[("resource", resource), ("qos", qos)]).inc();
     }
 
-    /// From the crossing of a threshold to the written action.
+    /// From the moment a threshold has been crossed for its hold time to the written action.
     pub fn observe_reaction(&self, took: Duration) {
         self.reaction.observe(took);
     }

@@ -19,9 +19,11 @@ pub struct Held {
     pub resource: Resource,
     /// Since when.
     pub since: Duration,
+    /// When it got the value it has.
+    pub made: Duration,
     /// When it was needed last.
     pub needed: Duration,
-    /// How often it was made again shortly after it was undone.
+    /// How often it was made again shortly after it was undone or let off.
     pub again: u32,
 }
 
@@ -51,9 +53,10 @@ impl Book {
             .entry(key)
             .and_modify(|held| {
                 held.setting = setting;
+                held.made = now;
                 held.needed = now;
             })
-            .or_insert(Held { setting, resource, since: now, needed: now, again });
+            .or_insert(Held { setting, resource, since: now, made: now, needed: now, again });
         Order { action: Action::Set { target: target.clone(), setting }, resource, why }
     }
 
@@ -91,6 +94,13 @@ impl Book {
     pub(super) fn needed(&mut self, now: Duration, target: &Target, knob: Knob) {
         if let Some(held) = self.held.get_mut(&(target.clone(), knob)) {
             held.needed = now;
+        }
+    }
+
+    /// It was let off, and that went wrong.
+    pub(super) fn again(&mut self, target: &Target, knob: Knob) {
+        if let Some(held) = self.held.get_mut(&(target.clone(), knob)) {
+            held.again += 1;
         }
     }
 

@@ -5,11 +5,17 @@ use std::time::Duration;
 
 use super::action::{Knob, Order, Resource, Setting, Target};
 use super::law::{Scene, State, target};
+use super::sample::Preference;
 use super::signal::{Level, Signal};
 use super::track::Tracked;
 use crate::{CPU_PERIOD_US, QosClass};
 
 const STEP: Duration = Duration::from_secs(2);
+/// What was shed shows in the temperature after this.
+const COOLS: Duration = Duration::from_secs(20);
+const KNOWN: Duration = Duration::from_secs(1);
+/// Processors; less is nothing to shed.
+const A_USER: f64 = 0.1;
 const CALM: Duration = Duration::from_secs(5);
 /// Nobody waits for the processor for so long: the limits have nothing left to do.
 const UNWANTED: Duration = Duration::from_secs(3);
@@ -22,6 +28,8 @@ pub(super) struct Ladder {
     moved: Duration,
     needed: Duration,
     unwanted: Option<Duration>,
+    /// For heat alone, which takes its time.
+    cooling: bool,
 }
 
 impl Ladder {
@@ -29,16 +37,24 @@ impl Ladder {
         if self.rung == 0 { State::Calm } else { State::Brake }
     }
 
+    /// Whether it holds something and no hurry is needed.
+    pub(super) fn cools(&self) -> bool {
+        self.cooling && self.rung > 0
+    }
+
     pub(super) fn step(&mut self, scene: &mut Scene<'_>) -> Vec<Order> {
         let now = scene.now;
         let waits = scene.signals.of(Signal::OwnCpu);
         // A processor that is too hot has to shed work whoever waits.
-        let hot = scene.signals.of(Signal::Heat).level >= Level::Act && self.rung == 0;
+        let hot = scene.signals.of(Signal::Heat).level >= Level::Act;
         if (waits.now >= Level::Act && waits.level >= Level::Act || hot) && !scene.booting() {
             self.needed = now;
             self.unwanted = None;
-            if self.rung < 3 && (self.rung == 0 || now.saturating_sub(self.moved) >= STEP) {
-                let signal = if waits.now >= Level::Act { Signal::OwnCpu } else { Signal::Heat };
+            let (signal, step) = if waits.now >= Level::Act { (Signal::OwnCpu, STEP) } else { (Signal::Heat, COOLS) };
+            self.cooling = signal == Signal::Heat;
+            // What somebody uses is known from the second look on.
+            let known = !self.cooling || scene.pods.iter().any(|pod| pod.watched >= KNOWN);
+            if known && self.rung < 3 && (self.rung == 0 || now.saturating_sub(self.moved) >= step) {
                 return self.up(scene, signal);
             }
             return Vec::new();
@@ -49,9 +65,16 @@ impl Ladder {
     fn up(&mut self, scene: &mut Scene<'_>, signal: Signal) -> Vec<Order> {
         let now = scene.now;
         self.moved = now;
-        // BestEffort pods that do not wait for the processor are not in the way.
+        // BestEffort pods that do not wait for the processor are not in the way, but they heat it; running only when nobody else does would
+        // not change that.
         let in_the_way = scene.signals.wanted.cpu >= UNWANTED_BELOW;
-        self.rung = if in_the_way { self.rung + 1 } else { 3 };
+        let before = self.rung;
+        self.rung = match signal {
+            Signal::Heat if self.rung < 2 && best_effort(scene) >= A_USER => 2,
+            Signal::Heat => 3,
+            _ if in_the_way => self.rung + 1,
+            _ => 3,
+        };
         let why = scene.signals.say(signal);
         let quarter = scene.settings.cpus * CPU_PERIOD_US / 4;
         match self.rung {
@@ -60,6 +83,9 @@ impl Ladder {
             _ => {
                 let Some(pod) = greediest(scene) else {
                     scene.suppressed.no_candidate += 1;
+                    if signal == Signal::Heat {
+                        self.rung = before;
+                    }
                     return Vec::new();
                 };
                 let requested = pod.pod.facts.cpu_request * CPU_PERIOD_US / 1000;
@@ -75,10 +101,11 @@ impl Ladder {
         if self.rung == 0 {
             return Vec::new();
         }
-        let lowered = scene.book.get(&Target::BestEffort, Knob::CpuIdle).is_some();
+        let idle = scene.book.get(&Target::BestEffort, Knob::CpuIdle);
+        let lowered = idle.is_some();
         self.unwanted = if lowered && scene.signals.wanted.cpu < UNWANTED_BELOW { self.unwanted.or(Some(now)) } else { None };
         let unwanted = self.unwanted.is_some_and(|since| now.saturating_sub(since) >= UNWANTED);
-        let patience = scene.book.get(&Target::BestEffort, Knob::CpuIdle).map_or(CALM, |held| held.patience(CALM));
+        let patience = idle.map_or(CALM, |held| held.patience(CALM));
         if !unwanted && now.saturating_sub(self.needed) < patience {
             return Vec::new();
         }
@@ -88,6 +115,11 @@ impl Ladder {
     }
 }
 
+/// Processors that BestEffort pods use.
+fn best_effort(scene: &Scene<'_>) -> f64 {
+    scene.pods.iter().filter(|pod| pod.pod.facts.qos == QosClass::BestEffort).map(|pod| pod.cpus).sum()
+}
+
 /// The Burstable pod that is furthest above its request.
 fn greediest<'a>(scene: &Scene<'a>) -> Option<&'a Tracked> {
     let over = |pod: &Tracked| pod.cpus - pod.pod.facts.cpu_request as f64 / 1000.0;
@@ -95,5 +127,6 @@ fn greediest<'a>(scene: &Scene<'a>) -> Option<&'a Tracked> {
         .pods
         .iter()
         .filter(|pod| pod.pod.facts.qos == QosClass::Burstable && !pod.pod.facts.protected && over(pod) > 0.05)
+        .filter(|pod| pod.pod.facts.preference != Preference::Avoid)
         .max_by(|a, b| over(a).total_cmp(&over(b)).then_with(|| b.pod.facts.uid.cmp(&a.pod.facts.uid)))
 }

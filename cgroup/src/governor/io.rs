@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::action::{Action, IoLimits, Knob, Order, Resource, Setting, Target};
 use super::law::{Scene, State, target};
 use super::sample::Preference;
-use super::signal::{Level, Signal};
+use super::signal::{Level, Reading, Signal};
 use super::track::Tracked;
 use crate::QosClass;
 
@@ -52,8 +52,9 @@ impl Ladder {
     pub(super) fn step(&mut self, scene: &mut Scene<'_>) -> Vec<Order> {
         let now = scene.now;
         let mut orders = Vec::new();
-        let level = scene.signals.of(Signal::OwnIo).now;
-        self.emergency = if level == Level::Emergency { self.emergency.or(Some(now)) } else { None };
+        let Reading { now: level, level: lasting, .. } = *scene.signals.of(Signal::OwnIo);
+        // A write that ends after nine seconds, and then the next: the age alone would begin anew with each.
+        self.emergency = if lasting == Level::Emergency { self.emergency.or(Some(now)) } else { None };
         self.thaw(scene, &mut orders);
         if level >= Level::Act && !scene.booting() {
             if self.steps == 0 || now.saturating_sub(self.moved) >= STEP {
@@ -91,8 +92,10 @@ impl Ladder {
         let rate = writer.written as u64;
         if self.emergency.is_some_and(|since| now.saturating_sub(since) >= EMERGENCY) {
             if scene.rates.may_evict(now) {
-                orders.extend(scene.book.restore(now, &whom, Knob::Freeze, "it is evicted"));
-                self.frozen = None;
+                let held = self.frozen.take().map(|(frozen, _)| frozen);
+                for frozen in held.iter().chain([&whom]) {
+                    orders.extend(scene.book.restore(now, frozen, Knob::Freeze, "it is evicted, or another pod is"));
+                }
                 self.evicted = true;
                 self.emergency = None;
                 scene.rates.evicted(now, &facts.workload);
@@ -112,7 +115,7 @@ impl Ladder {
 
     fn thaw(&mut self, scene: &mut Scene<'_>, orders: &mut Vec<Order>) {
         let Some((frozen, since)) = self.frozen.clone() else { return };
-        if scene.pod(&frozen).is_none() {
+        if scene.pod(&frozen).is_none() || scene.book.get(&frozen, Knob::Freeze).is_none() {
             self.frozen = None;
         } else if scene.now.saturating_sub(since) >= FROZEN {
             orders.extend(scene.book.restore(scene.now, &frozen, Knob::Freeze, "the disk had its time"));
@@ -136,7 +139,7 @@ impl Ladder {
             return;
         }
         self.moved = now;
-        let Some(most) = scene.settings.io else { return };
+        let most = scene.settings.io.unwrap_or(IoLimits::FLOOR);
         let held: Vec<(Target, IoLimits)> = scene
             .book
             .iter()

@@ -176,7 +176,7 @@ impl Law {
     pub fn observe(&mut self, sample: &Sample) {
         self.sample = *sample;
         self.signals.update(sample);
-        if ACTING.iter().any(|signal| self.signals.of(*signal).now > Level::Calm) || self.state() > State::Watch {
+        if ACTING.iter().any(|signal| self.signals.of(*signal).now > Level::Calm) || self.acts() {
             self.stirred = sample.at;
         }
     }
@@ -189,7 +189,14 @@ impl Law {
     /// Whether [`Law::decide`] has to know the pods. On a calm machine they are not looked at.
     pub fn wants_pods(&self) -> bool {
         let warns = |(signal, reading): (Signal, &Reading)| reading.now >= Level::Warn && !TOLD.contains(&signal);
-        self.state() > State::Calm || !self.book.is_empty() || self.signals.all().any(warns)
+        let hot = self.signals.of(Signal::Heat).level >= Level::Act;
+        self.state() > State::Calm || !self.book.is_empty() || hot || self.signals.all().any(warns)
+    }
+
+    /// Whether it is at something that has to be looked at often.
+    fn acts(&self) -> bool {
+        let cpu = if self.cpu.cools() { State::Watch } else { self.cpu.state() };
+        self.memory.state().max(self.io.state()).max(self.tasks.state()).max(cpu) > State::Watch
     }
 
     /// What is to be done now, in order. `pods` are those of this moment, or none where [`Law::wants_pods`] says no.
@@ -248,7 +255,7 @@ impl Law {
     /// When to look again at the latest.
     pub fn period(&self) -> Duration {
         let quiet = self.sample.at.saturating_sub(self.stirred);
-        if self.state() > State::Watch || quiet <= STAY_ARMED {
+        if self.acts() || quiet <= STAY_ARMED {
             return if self.stirred == Duration::ZERO && self.state() == State::Calm { IDLE } else { ARMED };
         }
         let doubled = (quiet - STAY_ARMED).as_secs().min(5);

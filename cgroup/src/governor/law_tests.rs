@@ -147,6 +147,162 @@ fn a_writer_that_keeps_the_card_stuck_is_evicted_in_the_end() {
 }
 
 #[test]
+fn an_eviction_for_the_disk_leaves_nobody_standing_still() {
+    let mut first = actor("first", QosClass::BestEffort, 20);
+    first.writes = 50 * MIB;
+    let mut sim = Sim::new(UP, vec![first, actor("second", QosClass::BestEffort, 20)]);
+    // Half a minute of emergency is over while the first stands still.
+    sim.sample.write_age = seconds(2);
+    sim.run(seconds(3));
+    sim.sample.write_age = seconds(6);
+    while sim.law.state() < State::Evict && sim.sample.at < UP + seconds(120) {
+        // Whoever stands still writes nothing, so that the other is blamed next.
+        let frozen = sim.actors[0].frozen;
+        sim.actors[1].writes = if frozen { 50 * MIB } else { 0 };
+        sim.tick();
+    }
+    assert_eq!(sim.orders.iter().filter(|(_, o)| matches!(o.action, Action::Evict { .. })).count(), 1, "{:#?}", sim.orders);
+    assert!(sim.touched.keys().all(|(_, knob)| *knob != Knob::Freeze), "{:?}", sim.touched);
+}
+
+#[test]
+fn nine_seconds_a_write_are_stuck_as_well_as_one_that_never_ends() {
+    let mut writer = actor("writer", QosClass::BestEffort, 20);
+    writer.writes = 50 * MIB;
+    let mut sim = Sim::new(UP, vec![writer]);
+    for tick in 0..1200u64 {
+        sim.sample.write_age = Duration::from_millis(tick * 50 % 9000);
+        sim.tick();
+    }
+    assert!(sim.ordered(Resource::Io).contains(&"evict"), "{:#?}", sim.orders);
+}
+
+#[test]
+fn without_a_limit_of_throughput_the_ladder_is_left_too() {
+    let mut writer = actor("writer", QosClass::BestEffort, 20);
+    writer.writes = 2 * MIB;
+    let mut sim = Sim::new(UP, vec![writer]);
+    sim.law = Law::new(Settings { io: None, ..sim::settings() });
+    sim.sample.write_age = seconds(2);
+    sim.run(seconds(5));
+    assert_eq!((sim.law.state() > State::Watch, sim.law.stance().no_pulls), (true, true));
+    // The disk stays busy; only nothing of ours waits for it any more.
+    sim.sample.write_age = Duration::ZERO;
+    sim.run(seconds(25));
+    assert_eq!((sim.law.state(), sim.law.stance().no_pulls), (State::Calm, false));
+}
+
+#[test]
+fn heat_is_shed_from_best_effort_and_stays_shed_while_it_is_hot() {
+    let mut sim = Sim::new(UP, vec![actor("busy", QosClass::Burstable, 20), actor("loop", QosClass::BestEffort, 20)]);
+    sim.sample.frequency = Some(0.5);
+    for _ in 0..300 {
+        sim.actors[1].pod.used.cpu_us += 50_000;
+        sim.tick();
+    }
+    let set: Vec<_> = sim.touched.keys().cloned().collect();
+    assert_eq!(set, [(Target::BestEffort, Knob::CpuMax)], "{:#?}", sim.orders);
+    assert_eq!(sim.orders.len(), 1, "once: {:#?}", sim.orders);
+    assert_eq!(sim.law.period(), seconds(1), "it cools in its own time");
+    sim.sample.frequency = None;
+    sim.run(seconds(30));
+    assert!(sim.touched.is_empty());
+}
+
+#[test]
+fn a_braked_pod_that_only_wants_back_what_it_had_gets_it() {
+    // All that it holds it uses: below that it waits.
+    let mut web = hog("web", QosClass::BestEffort, 20);
+    web.until = 60 * MIB;
+    web.pod.used.memory = 60 * MIB;
+    web.pod.used.relief = 60 * MIB;
+    let mut sim = Sim::new(UP, vec![web]);
+    // Something outside all pods makes the agent wait for a moment.
+    while sim.touched.is_empty() && sim.sample.at < UP + seconds(5) {
+        sim.hurt(0.1, 0.0);
+        sim.tick();
+    }
+    assert_eq!(sim.ordered(Resource::Memory), ["memory_high"]);
+    sim.actors[0].pod.used.memory = 54 * MIB;
+    sim.actors[0].pod.used.relief = 54 * MIB;
+    sim.run(seconds(30));
+    assert_eq!(sim.ordered(Resource::Memory), ["memory_high", "release"], "{:#?}", sim.orders);
+    assert_eq!(sim.names(), ["web"]);
+}
+
+#[test]
+fn a_brake_without_a_memory_limit_is_let_off_too() {
+    let mut sim = Sim::new(UP, vec![hog("hog", QosClass::BestEffort, 170)]);
+    while sim.touched.is_empty() && sim.sample.at < UP + seconds(10) {
+        sim.actors[0].pod.used.thrash += 100;
+        sim.tick();
+    }
+    assert_eq!(sim.touched.len(), 3, "{:?}", sim.touched);
+    // The kernel refused one of the three.
+    let whom = sim.orders[0].1.action.target().clone();
+    sim.law.failed(&Action::Set { target: whom.clone(), setting: Setting::MemoryHigh(0) }, false);
+    sim.touched.remove(&(whom, Knob::MemoryHigh));
+    sim.actors[0] = actor("hog", QosClass::BestEffort, 10);
+    sim.run(seconds(15));
+    assert!(sim.touched.is_empty(), "{:?}", sim.touched);
+    assert!(!sim.law.stance().guaranteed_only);
+}
+
+#[test]
+fn one_late_heartbeat_ends_one_pod_at_most() {
+    let mut sim = Sim::new(UP, (0..4).map(|i| actor(&format!("pod-{i}"), QosClass::BestEffort, 30)).collect());
+    sim.run(seconds(2));
+    for tick in 0..60 {
+        sim.hurt(0.1, 0.0);
+        // The worst lag of the last two seconds is what is read.
+        sim.sample.heartbeat_lag = if tick < 40 { seconds(2) } else { Duration::ZERO };
+        sim.tick();
+    }
+    let kills = sim.orders.iter().filter(|(_, order)| matches!(order.action, Action::Kill { .. })).count();
+    assert_eq!(kills, 1, "{:#?}", sim.orders);
+}
+
+#[test]
+fn full_compressed_swap_is_as_bad_as_the_memory_it_takes() {
+    let level = |zram: u64| {
+        let mut sim = Sim::new(UP, vec![]);
+        sim.sample.swap_total = 208 * MIB;
+        sim.sample.swap_used = 206 * MIB;
+        sim.sample.zram = zram * MIB;
+        sim.run(seconds(5));
+        sim.law.signals().of(Signal::Swap).level
+    };
+    assert_eq!((level(0), level(70), level(340)), (Level::Emergency, Level::Calm, Level::Act));
+}
+
+#[test]
+fn who_did_nothing_is_not_ended_for_who_did() {
+    let idle = actor("idle", QosClass::BestEffort, 120);
+    let mut leak = hog("leak", QosClass::BestEffort, 5);
+    leak.pod.used.memory = 60 * MIB;
+    leak.pod.used.relief = 60 * MIB;
+    let mut sim = Sim::new(UP, vec![idle, leak]);
+    sim.run(seconds(60));
+    assert_eq!(sim.names(), ["idle"], "{:#?}", sim.orders);
+    let touched: BTreeSet<_> = sim.orders.iter().map(|(_, order)| order.action.target().clone()).collect();
+    assert_eq!(touched.len(), 1, "{touched:?}");
+}
+
+#[test]
+fn tasks_that_others_have_are_no_reason_to_end_a_pod() {
+    let run = |others: u64| {
+        let mut pod = actor("pod", QosClass::BestEffort, 20);
+        pod.pod.used.tasks = 400;
+        let mut sim = Sim::new(UP, vec![pod]);
+        sim.others = others;
+        sim.run(seconds(3));
+        (sim.names().len(), sim.law.signals().of(Signal::Tasks).now)
+    };
+    assert_eq!(run(2850), (1, Level::Act));
+    assert_eq!(run(120), (1, Level::Calm));
+}
+
+#[test]
 fn the_processor_is_taken_from_best_effort_first_and_nobody_is_ended_for_it() {
     let mut sim = Sim::new(UP, vec![actor("busy", QosClass::Burstable, 20), actor("idle", QosClass::BestEffort, 20)]);
     for _ in 0..200 {

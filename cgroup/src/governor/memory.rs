@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::action::{Action, Knob, Order, Resource, Setting, Target};
 use super::law::{Scene, Stance, State, target};
+use super::sample::Preference;
 use super::signal::{Level, Signal};
 use super::track::Tracked;
 use super::victim::{Candidate, Need, Situation, candidates, describe};
@@ -24,6 +25,10 @@ const GRACE: Duration = Duration::from_secs(3);
 const ENDS: Duration = Duration::from_secs(2);
 /// A pod that waits for memory for more than this share of the time wants more than it may have.
 const HUNGRY: f64 = 0.10;
+/// With all calm a braked pod that wants more gets a tenth more so often.
+const LOOSEN: Duration = Duration::from_secs(1);
+/// While something still warns, so long after its brake.
+const WARNED_LONG: Duration = Duration::from_secs(10);
 /// Kept after it was needed last.
 const CALM: Duration = Duration::from_secs(5);
 /// With most of its limit unused.
@@ -63,6 +68,8 @@ pub(super) struct Ladder {
     frozen: Option<(Target, Duration)>,
     ending: Option<Ending>,
     thawed: HashMap<Target, Duration>,
+    /// Pods whose brake was let off since it was set.
+    loosened: HashMap<Target, Duration>,
     reclaimed: Duration,
     condition: Option<Duration>,
     stance: Stance,
@@ -72,6 +79,8 @@ pub(super) struct Ladder {
 struct Danger {
     level: Level,
     now: Level,
+    /// The worst that one signal has been for its hold time, and is.
+    holds: Level,
     worst: Signal,
 }
 
@@ -97,7 +106,7 @@ impl Ladder {
         for target in &hungry {
             scene.book.needed(now, target, Knob::MemoryHigh);
         }
-        let presses = danger.now >= Level::Act && danger.level >= Level::Act || !hungry.is_empty();
+        let presses = danger.holds >= Level::Act || hungry.iter().any(|target| insists(scene, &danger, target));
         if presses {
             self.pressing.get_or_insert(now);
             self.pressed = now;
@@ -111,12 +120,15 @@ impl Ladder {
             self.warning_since = None;
         }
 
-        if danger.level == Level::Emergency && danger.now == Level::Emergency {
+        if danger.holds == Level::Emergency {
             self.cull(scene, &danger, &mut orders);
         } else if now.saturating_sub(self.entered) >= STEP {
             self.climb(scene, &danger, &mut orders);
         }
         self.thaw(scene, &mut orders);
+        if self.state == State::Brake && danger.now == Level::Calm && !presses {
+            self.loosen(scene, &hungry, &mut orders);
+        }
         self.step_down(scene, &mut orders);
         self.tell(scene);
         orders
@@ -158,6 +170,7 @@ impl Ladder {
             .pods
             .iter()
             .filter(|pod| pod.pod.facts.qos == QosClass::BestEffort && !pod.pod.facts.protected)
+            .filter(|pod| pod.pod.facts.preference != Preference::Avoid)
             .filter(|pod| pod.pod.used.memory.saturating_sub(pod.pod.used.relief) >= RECLAIM)
             .min_by(|a, b| a.thrash.total_cmp(&b.thrash));
         if let Some(pod) = coldest {
@@ -170,21 +183,22 @@ impl Ladder {
     fn brake(&mut self, scene: &mut Scene<'_>, danger: &Danger, orders: &mut Vec<Order>) {
         let now = scene.now;
         let braked = scene.book.iter().filter(|(_, knob, _)| *knob == Knob::MemoryHigh).count();
-        if braked >= MOST_BRAKED {
-            return;
-        }
         let found = candidates(scene.pods, &situation(scene), Need::Usual);
         let Some(first) = found.first() else {
             scene.suppressed.no_candidate += 1;
             return;
         };
-        // Whoever waits for memory or grows; with nobody doing either the first has to do, but not a second one.
-        let free = |candidate: &&Candidate<'_>| scene.book.get(&target(candidate.of), Knob::MemoryHigh).is_none();
-        let contributes = |candidate: &&Candidate<'_>| candidate.of.stall >= HUNGRY || candidate.of.growth > GROWS;
+        // Whoever waits for memory or grows; with nobody doing either the first has to do, but not a second one. One whose brake was let
+        // off is as free as another.
+        let free = |candidate: &&Candidate<'_>| {
+            let whom = target(candidate.of);
+            let held = scene.book.get(&whom, Knob::MemoryHigh).is_some();
+            if held { self.loosened.contains_key(&whom) } else { braked < MOST_BRAKED }
+        };
         let next = found.iter().filter(free).find(contributes).or_else(|| Some(first).filter(free).filter(|_| braked == 0));
         let Some(candidate) = next else { return };
         // Somebody braked shall show its effect before the next one is.
-        let last = scene.book.iter().filter(|(_, knob, _)| *knob == Knob::MemoryHigh).map(|(_, _, held)| held.since).max();
+        let last = scene.book.iter().filter(|(_, knob, _)| *knob == Knob::MemoryHigh).map(|(_, _, held)| held.made).max();
         if last.is_some_and(|since| now.saturating_sub(since) < STEP * 2) {
             return;
         }
@@ -194,6 +208,9 @@ impl Ladder {
         let used = pod.pod.used;
         let high = (used.memory / 10 * 9).max(pod.pod.facts.memory_request).max(SMALLEST_BRAKE);
         if used.high.is_none_or(|now| high < now) {
+            if self.loosened.remove(&whom).is_some() {
+                scene.book.again(&whom, Knob::MemoryHigh);
+            }
             orders.push(scene.book.set(now, &whom, Setting::MemoryHigh(high), Resource::Memory, why.clone()));
         }
         if pod.thrash > THRASHING {
@@ -211,9 +228,12 @@ impl Ladder {
 
     fn freeze(&mut self, scene: &mut Scene<'_>, danger: &Danger, orders: &mut Vec<Order>) {
         let now = scene.now;
-        let situation = situation(scene);
-        let found = candidates(scene.pods, &situation, Need::Usual);
-        let Some(first) = found.first() else {
+        if scene.book.iter().any(|(_, knob, _)| knob == Knob::Freeze) {
+            // For the disk, and for five seconds at most: one pod stands still at a time.
+            return;
+        }
+        let found = candidates(scene.pods, &situation(scene), Need::Usual);
+        let Some(first) = choose(scene, &found) else {
             scene.suppressed.no_candidate += 1;
             self.entered = now;
             return;
@@ -242,7 +262,7 @@ impl Ladder {
     fn evict(&mut self, scene: &mut Scene<'_>, danger: &Danger, orders: &mut Vec<Order>) {
         let found = candidates(scene.pods, &situation(scene), Need::Usual);
         let frozen = self.frozen.as_ref().map(|(target, _)| target.clone());
-        let chosen = found.iter().find(|candidate| Some(target(candidate.of)) == frozen).or(found.first());
+        let chosen = found.iter().find(|candidate| Some(target(candidate.of)) == frozen).or_else(|| choose(scene, &found));
         match chosen {
             Some(candidate) => self.end(scene, candidate, &found, danger, orders),
             None => {
@@ -265,6 +285,8 @@ impl Ladder {
         if let Some((frozen, _)) = self.frozen.take() {
             orders.extend(scene.book.restore(now, &frozen, Knob::Freeze, "it is evicted, or another pod is"));
         }
+        // Whoever stands still for the disk does not hear that it should stop.
+        orders.extend(scene.book.restore(now, &whom, Knob::Freeze, "it is evicted"));
         let facts = &chosen.of.pod.facts;
         let grace = facts.grace.min(GRACE);
         let why = format!("{}; {}", grounds(scene, danger), describe(found));
@@ -289,7 +311,7 @@ impl Ladder {
             return;
         }
         let found = candidates(scene.pods, &situation(scene), Need::Last);
-        let Some(first) = found.first() else {
+        let Some(first) = choose(scene, &found) else {
             scene.suppressed.no_candidate += 1;
             return;
         };
@@ -298,12 +320,9 @@ impl Ladder {
         orders.push(Order { action: Action::Kill { target: whom.clone() }, resource: Resource::Memory, why });
         scene.rates.killed(now, &first.of.pod.facts.workload);
         scene.signals.relieved(settle(scene));
-        if let Some((frozen, _)) = self.frozen.take() {
-            if frozen == whom {
-                scene.book.forget(&frozen);
-            } else {
-                self.frozen = Some((frozen, now));
-            }
+        if self.frozen.as_ref().is_some_and(|(frozen, _)| *frozen == whom) {
+            self.frozen = None;
+            scene.book.forget(&whom);
         }
         self.ending = Some(Ending { target: whom, deadline: now + ENDS, killed: true });
         self.enter(now, State::Cull);
@@ -344,23 +363,50 @@ impl Ladder {
         }
     }
 
+    /// A braked pod that wants more, on a board that is calm, gets more: it may only have been hit by somebody else's hunger. Whether it
+    /// makes the board suffer again tells which.
+    fn loosen(&mut self, scene: &mut Scene<'_>, hungry: &[Target], orders: &mut Vec<Order>) {
+        let now = scene.now;
+        for whom in hungry {
+            let Some(held) = scene.book.get(whom, Knob::MemoryHigh) else { continue };
+            let (Setting::MemoryHigh(high), made) = (held.setting, held.made) else { continue };
+            if now.saturating_sub(made) < LOOSEN {
+                continue;
+            }
+            self.loosened.insert(whom.clone(), now);
+            let more = high / 10 * 11;
+            orders.extend(if more < scene.settings.pods_max {
+                Some(scene.book.set(now, whom, Setting::MemoryHigh(more), Resource::Memory, "calm".to_owned()))
+            } else {
+                scene.book.restore(now, whom, Knob::MemoryHigh, "calm")
+            });
+        }
+    }
+
     fn step_down(&mut self, scene: &mut Scene<'_>, orders: &mut Vec<Order>) {
         let now = scene.now;
-        let done: Vec<Target> = scene
+        let mut done: Vec<Target> = scene
             .book
             .iter()
-            .filter(|(_, knob, held)| *knob == Knob::MemoryHigh && held.resource == Resource::Memory)
-            .filter(|(target, _, held)| {
-                let Setting::MemoryHigh(high) = held.setting else { return false };
-                let pod = scene.pod(target);
+            .filter(|(target, knob, held)| {
+                matches!(target, Target::Pod { .. }) && *knob != Knob::Freeze && held.resource == Resource::Memory
+            })
+            .filter(|(target, knob, held)| {
                 let unneeded = now.saturating_sub(held.needed);
-                let satisfied = pod.is_some_and(|pod| pod.pod.used.memory < high / 10 * 7);
-                self.frozen.as_ref().is_none_or(|(frozen, _)| frozen != *target)
+                let satisfied = match held.setting {
+                    Setting::MemoryHigh(high) => scene.pod(target).is_some_and(|pod| pod.pod.used.memory < high / 10 * 7),
+                    _ => false,
+                };
+                // What goes with a brake ends with it, and by itself where there is none.
+                (*knob == Knob::MemoryHigh || scene.book.get(target, Knob::MemoryHigh).is_none())
+                    && self.frozen.as_ref().is_none_or(|(frozen, _)| frozen != *target)
                     && (unneeded >= held.patience(CALM) || satisfied && unneeded >= SATISFIED)
             })
             .map(|(target, _, _)| target.clone())
             .collect();
+        done.dedup();
         for whom in done {
+            self.loosened.remove(&whom);
             orders.extend(scene.book.restore_all(now, Resource::Memory, "it wants no more than it has", |target, _| *target == whom));
         }
         let braked = scene.book.iter().any(|(_, knob, held)| held.resource == Resource::Memory && knob != Knob::SwapMax);
@@ -370,6 +416,8 @@ impl Ladder {
         }
         let settled = self.ending.is_none() && self.frozen.is_none();
         match self.state {
+            // Another pod was frozen before: it is decided next.
+            State::Evict | State::Cull if self.ending.is_none() && self.frozen.is_some() => self.enter(now, State::Freeze),
             State::Evict | State::Cull | State::Freeze if settled => self.enter(now, State::Brake),
             State::Brake if settled && calm && !scene.book.holds(Resource::Memory) => self.enter(now, State::Watch),
             State::Watch if now.saturating_sub(self.warned) >= LEAVE_WATCH => self.enter(now, State::Calm),
@@ -405,7 +453,7 @@ fn danger(scene: &Scene<'_>) -> Danger {
     let always = [Signal::OwnMem, Signal::OwnRefault, Signal::Brake, Signal::Avail, Signal::NodeMem];
     let then = [Signal::HbLag, Signal::Thrash, Signal::Swap];
     let counted = always.iter().chain(then.iter().filter(|_| suffers));
-    let mut danger = Danger { level: Level::Calm, now: Level::Calm, worst: Signal::Brake };
+    let mut danger = Danger { level: Level::Calm, now: Level::Calm, holds: Level::Calm, worst: Signal::Brake };
     for signal in counted {
         let reading = signals.of(*signal);
         if reading.now > danger.now {
@@ -413,6 +461,7 @@ fn danger(scene: &Scene<'_>) -> Danger {
         }
         danger.now = danger.now.max(reading.now);
         danger.level = danger.level.max(reading.level);
+        danger.holds = danger.holds.max(reading.level.min(reading.now));
     }
     danger
 }
@@ -425,6 +474,27 @@ fn grounds(scene: &Scene<'_>, danger: &Danger) -> String {
         }
         Some(_) | None => scene.signals.say(danger.worst),
     }
+}
+
+/// Waits for memory, or grows.
+fn contributes(candidate: &&Candidate<'_>) -> bool {
+    candidate.of.stall >= HUNGRY || candidate.of.growth > GROWS
+}
+
+/// Who is next, of those in their order: who does not accept its brake, else who contributes, else the first. Pods are looked at only since
+/// the first warning, so that an idle one cannot be known by what it did before.
+fn choose<'a, 'b>(scene: &Scene<'_>, found: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
+    let hungry = hungry(scene);
+    let insists = |candidate: &&Candidate<'_>| hungry.contains(&target(candidate.of));
+    found.iter().find(insists).or_else(|| found.iter().find(contributes)).or_else(|| found.first())
+}
+
+/// Whether a braked pod's wish for more is pressure. Once is not: any pod that uses what it has wants it back. It is where something else
+/// presses, where the last time it got more ended in pressure, and where the board is not calm even long after.
+fn insists(scene: &Scene<'_>, danger: &Danger, hungry: &Target) -> bool {
+    let Some(held) = scene.book.get(hungry, Knob::MemoryHigh) else { return false };
+    let long = scene.now.saturating_sub(held.since) >= WARNED_LONG;
+    held.again > 0 || danger.now >= Level::Act || danger.now >= Level::Warn && long
 }
 
 /// Braked pods that want more than they may have.

@@ -109,6 +109,8 @@ const AT_ONCE: Duration = Duration::ZERO;
 /// A level is left after so long below its exit: calmer levels last longer.
 const LEAVE_ACT: Duration = Duration::from_secs(10);
 const LEAVE_WARN: Duration = Duration::from_secs(30);
+/// [`Sample::heartbeat_lag`] is the worst of the last second or two.
+const LAG_REMEMBERED: Duration = Duration::from_secs(2);
 
 struct Rule {
     name: &'static str,
@@ -244,6 +246,8 @@ pub struct Signals {
     io_now: Window,
     /// Until then what the whole node waits for is the aftermath of an ending pod.
     settling: Duration,
+    /// Until then the worst lag that is remembered may be from before a pod ended.
+    late_before: Duration,
     /// Shares of the last second, per cent, that are no danger but tell whether a limit is still wanted.
     pub(super) wanted: Wanted,
 }
@@ -303,6 +307,7 @@ impl Signals {
             kubepods_io: Window::new(SECOND),
             io_now: Window::new(SECOND),
             settling: Duration::ZERO,
+            late_before: Duration::ZERO,
             wanted: Wanted::default(),
         }
     }
@@ -335,7 +340,7 @@ impl Signals {
 
         self.set(Signal::OwnMem, own_mem, slow);
         self.set(Signal::OwnRefault, refaults, 1.0);
-        self.set(Signal::HbLag, sample.heartbeat_lag.as_secs_f64(), slow);
+        self.set(Signal::HbLag, if now < self.late_before { 0.0 } else { sample.heartbeat_lag.as_secs_f64() }, slow);
         self.set(Signal::OwnIo, sample.write_age.as_secs_f64(), slow);
         self.set(Signal::OwnCpu, own_cpu, slow);
         self.set(Signal::Brake, brake, 1.0);
@@ -344,10 +349,15 @@ impl Signals {
         let counted = |value: f64| if short { value } else { 0.0 };
         self.set(Signal::NodeMem, if now < self.settling { 0.0 } else { counted(node_mem) }, 1.0);
         self.set(Signal::Thrash, counted(again * self.board.page as f64 / self.board.read_bps.max(1) as f64 * 100.0), 1.0);
-        self.set(Signal::Swap, share(sample.swap_used, Some(sample.swap_total)), 1.0);
+        // Full compressed swap is bad only as far as it takes memory.
+        let swap =
+            if sample.zram > 0 { share(sample.zram, Some(self.board.memory)) } else { share(sample.swap_used, Some(sample.swap_total)) };
+        self.set(Signal::Swap, swap, 1.0);
         let stuck = self.of(Signal::OwnIo).now >= Level::Warn;
         self.set(Signal::NodeIo, if stuck { node_io } else { 0.0 }, 1.0);
-        let tasks = share(sample.kubepods.tasks, sample.kubepods.tasks_max).max(share(sample.tasks, Some(sample.tasks_max)));
+        // Ending pods does not help against tasks that others have.
+        let most = if sample.kubepods.tasks * 2 >= sample.tasks { f64::INFINITY } else { Signal::Tasks.rule().at[2] - 0.1 };
+        let tasks = share(sample.kubepods.tasks, sample.kubepods.tasks_max).max(share(sample.tasks, Some(sample.tasks_max)).min(most));
         self.set(Signal::Tasks, tasks, 1.0);
         for (signal, used) in [(Signal::Disk, sample.disk), (Signal::Inodes, sample.inodes), (Signal::Conntrack, sample.conntrack)] {
             self.set(signal, f64::from(used) * 100.0, 1.0);
@@ -414,6 +424,7 @@ impl Signals {
             class.hits.restart(now);
         }
         self.settling = now + settle;
+        self.late_before = now + LAG_REMEMBERED;
         for signal in [Signal::OwnMem, Signal::OwnRefault, Signal::Brake, Signal::NodeMem, Signal::Thrash, Signal::Avail, Signal::HbLag] {
             self.readings[signal as usize].since = [None; 3];
         }

@@ -41,6 +41,8 @@ pub(super) struct Sim {
     class_high: u64,
     /// What of the machine is not pods.
     pub(super) system: u64,
+    /// Tasks outside all pods.
+    pub(super) others: u64,
     io: u64,
 }
 
@@ -88,6 +90,7 @@ impl Sim {
             touched: BTreeMap::new(),
             class_high: 195 * MIB,
             system: 150 * MIB,
+            others: 120,
             io: 5 * MIB,
         }
     }
@@ -178,7 +181,7 @@ impl Sim {
             stall(&mut self.sample.kubepods.stalls.io, 0.5);
         }
         self.sample.kubepods.tasks = self.actors.iter().map(|a| a.pod.used.tasks).sum();
-        self.sample.tasks = self.sample.kubepods.tasks + 120;
+        self.sample.tasks = self.sample.kubepods.tasks + self.others;
         let pods: u64 = self.actors.iter().map(|a| a.pod.used.memory).sum();
         self.sample.available = (416 * MIB).saturating_sub(self.system + pods).max(1);
     }

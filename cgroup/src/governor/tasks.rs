@@ -45,7 +45,7 @@ impl Ladder {
         }
         let full = scene.signals.of(Signal::Tasks);
         self.watching = full.level >= Level::Warn && full.now >= Level::Warn;
-        if full.now < Level::Emergency {
+        if full.now < Level::Emergency || scene.booting() {
             return Vec::new();
         }
         if !scene.rates.may_kill(now) {
