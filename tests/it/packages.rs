@@ -108,6 +108,7 @@ fn packages_are_made_as_debian_wants_them() {
             "usr/lib/systemd/system/systemd-journald.service.d/50-edge-agent.conf",
             "usr/lib/systemd/system/NetworkManager.service.d/50-edge-agent.conf",
             "usr/lib/sysctl.d/50-edge-agent.conf",
+            "usr/lib/modules-load.d/edge-agent.conf",
             "usr/lib/edge-agent/containerd-config",
             "usr/share/edge-agent/grafana-dashboard.json",
             "usr/share/doc/edge-agent/examples/config.yaml",
