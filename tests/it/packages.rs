@@ -158,9 +158,29 @@ fn packages_are_made_as_debian_wants_them() {
         assert_eq!(conffiles.lines().map(str::to_owned).collect::<BTreeSet<_>>(), in_etc);
         let sums = fs::read_to_string(control.join("md5sums")).unwrap();
         assert_eq!(sums.lines().map(|line| line.split_once("  ").unwrap().1.to_owned()).collect::<BTreeSet<_>>(), files);
-        for script in ["postinst", "prerm", "postrm"] {
+        for script in ["preinst", "postinst", "prerm", "postrm"] {
             let text = fs::read_to_string(control.join(script)).unwrap();
             assert!(text.starts_with("#!/bin/sh\n") && text.contains("set -e"), "{script} of {name}");
+        }
+    }
+}
+
+/// Raspberry Pi OS takes armhf packages on every board; of its kernels only those of the first boards say armv6l.
+#[test]
+fn a_board_that_cannot_run_the_programs_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let uname = dir.path().join("uname");
+    for name in ["edge-agent", "edge-server"] {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../systemd/debian/{name}/preinst"));
+        for (machine, refused) in [("armv6l", true), ("armv7l", false), ("aarch64", false), ("x86_64", false)] {
+            fs::write(&uname, format!("#!/bin/sh\necho {machine}\n")).unwrap();
+            fs::set_permissions(&uname, fs::Permissions::from_mode(0o755)).unwrap();
+            let path = format!("{}:/usr/bin:/bin", dir.path().display());
+            let output = Command::new("sh").arg(&script).arg("install").env("PATH", path).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(i32::from(refused)), "{name} on {machine}: {said}");
+            assert_eq!(said.lines().count(), usize::from(refused), "{name} on {machine}: {said}");
+            assert!(!refused || said.contains("ARMv7"), "{said}");
         }
     }
 }
@@ -169,7 +189,7 @@ fn packages_are_made_as_debian_wants_them() {
 fn small_root() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let mut libraries = BTreeSet::new();
-    for program in ["sh", "rm", "rmdir", "find", "sed", "grep", "sort", "umount", "true"] {
+    for program in ["sh", "rm", "rmdir", "find", "sed", "grep", "sort", "umount", "true", "uname"] {
         let found = run(Command::new("sh").args(["-c", &format!("command -v {program} || echo /bin/{program}")]));
         let source = ["/usr/bin", "/bin"].iter().map(|dir| Path::new(dir).join(program)).find(|path| path.exists());
         let source = source.unwrap_or_else(|| PathBuf::from(found.trim()));
