@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -137,6 +138,7 @@ fn containerd_with(user: &str, agent: &str) -> (Output, String) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(std::fs::metadata(at("out/config.toml")).unwrap().permissions().mode() & 0o077, 0, "for root alone");
     let written = std::fs::read_to_string(at("out/config.toml")).unwrap();
     let dump = Command::new("containerd").arg("--config").arg(at("out/config.toml")).args(["config", "dump"]).output().unwrap();
     if dump.status.success() { (output, String::from_utf8(dump.stdout).unwrap()) } else { (output, written) }
