@@ -24,10 +24,14 @@ use crate::system::{skip, wait_for};
 /// Range that takes the place of Grafana's; the scrapes below are a second apart.
 const RANGE: &str = "15s";
 
+fn dashboard() -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd/grafana-dashboard.json");
+    serde_json::from_slice(&fs::read(file).expect("dashboard")).expect("JSON")
+}
+
 /// Every query with its place, variables replaced as Grafana does.
 pub(crate) fn queries() -> Vec<(String, String)> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd/grafana-dashboard.json");
-    let dashboard: Value = serde_json::from_slice(&fs::read(file).expect("dashboard")).expect("JSON");
+    let dashboard = dashboard();
     let mut found = Vec::new();
     collect(&dashboard, "", &mut found);
     assert!(found.len() >= 40, "{} queries", found.len());
@@ -164,6 +168,29 @@ fn everything_the_dashboard_shows_is_something_the_agent_tells() {
             assert!(told.contains(name), "{place}: the agent tells no {name}");
         }
     }
+}
+
+/// With Node at All, lines of several nodes are told apart by their legends, unless the query makes one of them.
+#[test]
+fn a_legend_names_the_node_where_there_is_a_line_for_each() {
+    let dashboard = dashboard();
+    let targets = dashboard["panels"].as_array().expect("panels").iter().flat_map(|panel| panel["targets"].as_array()).flatten();
+    let mut checked = 0;
+    for target in targets.filter(|target| target["format"] != "table") {
+        let (query, legend) = (target["expr"].as_str().expect("query"), target["legendFormat"].as_str().expect("legend"));
+        let groups: Vec<&str> = query.split(" by (").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+        let one_a_node = groups.is_empty() || groups.iter().any(|labels| labels.contains("instance"));
+        assert!(!one_a_node || legend.contains("{{instance}}"), "{legend:?} of {query}");
+        checked += usize::from(one_a_node);
+    }
+    assert!(checked >= 30, "{checked}");
+}
+
+/// A check that passed has series of 0 for every status but its own.
+#[test]
+fn the_table_of_checks_shows_what_is_true() {
+    let checks = queries().into_iter().find(|(_, query)| query.contains("edge_agent_preflight_check")).expect("a table of checks").1;
+    assert!(checks.ends_with(" == 1") && checks.contains("warning|blocked"), "{checks}");
 }
 
 #[test]
