@@ -243,7 +243,8 @@ fn written_by_preflight() -> Vec<String> {
 }
 
 /// Texts of others that a repair changed have their old self beside them: nobody else would know it any more.
-const KEPT_OF_OTHERS: [&str; 2] = ["etc/containerd/config.toml.edge-agent.20261123T120000Z", "boot/cmdline.txt.edge-agent.20261123T120000Z"];
+const KEPT_OF_OTHERS: [&str; 2] =
+    ["etc/containerd/config.toml.edge-agent.20261123T120000Z", "boot/cmdline.txt.edge-agent.20261123T120000Z"];
 
 #[test]
 fn nothing_is_left_of_a_purged_package_and_an_upgrade_keeps_what_was_changed() {

@@ -158,6 +158,23 @@ fn the_shipped_example_is_valid_and_changes_what_it_says() {
     assert_eq!(config.cgroup_root, "/");
 }
 
+/// The example is also the manual page: what it leaves out nobody learns of.
+#[test]
+fn the_shipped_example_has_every_key_that_is_acted_on() {
+    let text = include_str!("../../../systemd/config.yaml");
+    let there = |start: String| text.lines().any(|line| line.trim_start().trim_start_matches("# ").starts_with(&start));
+    let acted_on = |list: &[(&'static str, keys::Use)]| -> Vec<&str> {
+        list.iter().filter(|(_, meaning)| matches!(meaning, keys::Use::Yes | keys::Use::List)).map(|(name, _)| *name).collect()
+    };
+    // The example says in prose why a file is better.
+    for key in acted_on(keys::KEYS).into_iter().filter(|key| *key != "token") {
+        assert!(there(format!("{key}:")), "{key}");
+    }
+    for flag in acted_on(keys::KUBELET_ARGS) {
+        assert!(there(format!("- {flag}=")), "kubelet-arg {flag}");
+    }
+}
+
 #[test]
 fn metered_stretches_what_no_key_sets() {
     let seconds = |text: &str| {

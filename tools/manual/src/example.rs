@@ -25,7 +25,8 @@ pub struct Key {
 
 /// Splits an example configuration into sections and keys. A key without a comment shares that of the key before it.
 ///
-/// A commented key (`# pause-image: x`) counts as a key: a comment line whose first word is lower case and ends in a colon.
+/// A commented key (`# pause-image: x`) counts as a key: a comment line whose first word is lower case and ends in a colon. So does a
+/// commented flag (`# - port=10250`).
 pub fn sections(text: &str) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     let mut about: Vec<&str> = Vec::new();
@@ -41,9 +42,9 @@ pub fn sections(text: &str) -> Vec<Section> {
         let Some(section) = sections.last_mut() else { continue };
         if bare.is_empty() {
             about.clear();
-        } else if let Some(comment) = bare.strip_prefix("# ").filter(|comment| key_line(comment).is_none()) {
+        } else if let Some(comment) = bare.strip_prefix("# ").filter(|comment| key_line(comment).is_none() && !comment.starts_with("- ")) {
             about.push(comment.trim());
-        } else if let Some(item) = bare.strip_prefix("- ") {
+        } else if let Some(item) = bare.strip_prefix("# ").unwrap_or(bare).strip_prefix("- ") {
             let last = section.keys.iter_mut().rev().find(|key| !key.nested);
             let flag = last.as_ref().is_some_and(|key| key.name == "kubelet-arg");
             match (flag, item.split_once('='), last) {
@@ -79,7 +80,7 @@ mod tests {
     #[test]
     fn keys_values_and_comments_are_told_apart() {
         let text = "# The file.\nfile: 1\n\n# --- one ---\n# What it is,\n# in two lines.\nserver: https://a\n# Maybe.\n# other-key: 3\n\
-                    node-label:\n  - a=b\n  - c=d\n\n# --- flags ---\nkubelet-arg:\n  # As many.\n  - max-pods=30\n";
+                    node-label:\n  - a=b\n  - c=d\n\n# --- flags ---\nkubelet-arg:\n  # As many.\n  - max-pods=30\n  # There.\n  # - port=1\n";
         let found = sections(text);
         let key = |name: &str, values: &[&str], about: &str, nested: bool| Key {
             name: name.into(),
@@ -96,7 +97,14 @@ mod tests {
                     key("node-label", &["a=b", "c=d"], "", false),
                 ],
             },
-            Section { title: "flags".into(), keys: vec![key("kubelet-arg", &[], "", false), key("max-pods", &["30"], "As many.", true)] },
+            Section {
+                title: "flags".into(),
+                keys: vec![
+                    key("kubelet-arg", &[], "", false),
+                    key("max-pods", &["30"], "As many.", true),
+                    key("port", &["1"], "There.", true),
+                ],
+            },
         ];
         assert_eq!(found, wanted);
     }
