@@ -26,7 +26,7 @@ fn firmware(line: &str) -> Option<Firmware> {
 /// A Raspberry Pi 4 with 1 GB on which nothing is wrong.
 fn good() -> Facts {
     let unit = |oom_score| Unit { oom_score, delegate: true, pid: 7, after_time_sync: true, ..Unit::default() };
-    let names = ["ssh.service", "systemd-journald.service", "dbus.service", "NetworkManager.service"];
+    let names = ["systemd-journald.service", "dbus.service", "NetworkManager.service"];
     let mut units: BTreeMap<&'static str, Unit> = names.into_iter().map(|name| (name, unit(-998))).collect();
     units.insert(CONTAINERD, unit(-999));
     units.insert("edge-agent.service", unit(-999));
@@ -543,7 +543,18 @@ fn services_around_the_agent() {
         ),
         (|f| f.runtime.managed = true, "containerd-unit", Skipped, "of its own", No, false),
         (no_systemd, "containerd-unit", Skipped, "systemd does not run", No, false),
-        (|f| units(f).get_mut("ssh.service").unwrap().oom_score = 0, "daemons-oom", Warning, "ssh (0)", Yes, false),
+        (|f| units(f).get_mut("dbus.service").unwrap().oom_score = 0, "daemons-oom", Warning, "dbus (0)", Yes, false),
+        (|f| *units(f).get_mut("dbus.service").unwrap() = Unit::default(), "daemons-oom", Pass, "outlive", No, false),
+        (
+            |f| {
+                units(f).insert("ssh.service", Unit { pid: 9, ..Unit::default() });
+            },
+            "daemons-oom",
+            Pass,
+            "outlive",
+            No,
+            false,
+        ),
         (|f| f.services.units = None, "daemons-oom", Skipped, "does not answer", No, false),
         (no_systemd, "daemons-oom", Skipped, "systemd does not run", No, false),
         (|f| f.services.processes.push("earlyoom".to_owned()), "oom-daemons", Warning, "earlyoom runs", No, false),

@@ -100,10 +100,13 @@ pub(super) fn containerd_unit(facts: &Facts) -> Verdict {
 
 pub(super) fn daemons_oom(facts: &Facts) -> Verdict {
     let Some(units) = &facts.services.units else { return no_units(facts) };
-    let weak: Vec<(&str, &Unit)> =
-        DAEMONS.into_iter().filter_map(|name| Some((name, units.get(name)?))).filter(|(_, unit)| unit.oom_score > KEPT).collect();
+    let weak: Vec<(&str, &Unit)> = DAEMONS
+        .into_iter()
+        .filter_map(|name| Some((name, units.get(name)?)))
+        .filter(|(_, unit)| unit.pid != 0 && unit.oom_score > KEPT)
+        .collect();
     if weak.is_empty() {
-        return pass("ssh, journald, D-Bus and NetworkManager outlive every pod");
+        return pass("journald, D-Bus and NetworkManager outlive every pod");
     }
     let list: Vec<String> = weak.iter().map(|(name, unit)| format!("{} ({})", name.trim_end_matches(".service"), unit.oom_score)).collect();
     let found = format!("when memory runs out these may end before a pod does: {}", list.join(", "));

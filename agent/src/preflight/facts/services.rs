@@ -46,11 +46,12 @@ pub struct Journal {
     pub runtime_max: Option<String>,
 }
 
-/// Units whose end would take the board out of reach.
-pub(in crate::preflight) const DAEMONS: [&str; 4] = ["ssh.service", "systemd-journald.service", "dbus.service", "NetworkManager.service"];
+/// Units whose end would take the board out of reach. Not ssh: sshd keeps its listener alive itself (-1000) and gives logins the score
+/// it was started with, so a low one would protect whatever is started over ssh.
+pub(in crate::preflight) const DAEMONS: [&str; 3] = ["systemd-journald.service", "dbus.service", "NetworkManager.service"];
 pub(in crate::preflight) const CONTAINERD: &str = "containerd.service";
 pub(in crate::preflight) const AGENT: &str = "edge-agent.service";
-const UNITS: [&str; 6] = [DAEMONS[0], DAEMONS[1], DAEMONS[2], DAEMONS[3], CONTAINERD, AGENT];
+const UNITS: [&str; 5] = [DAEMONS[0], DAEMONS[1], DAEMONS[2], CONTAINERD, AGENT];
 
 pub(super) fn gather(root: &Root, processes: Vec<String>, depth: Depth) -> Services {
     let systemd = root.exists("/run/systemd/system");
@@ -176,13 +177,13 @@ mod tests {
     fn units_answer_in_the_order_asked_and_the_running_process_counts() {
         let text = "LoadState=loaded\nOOMScoreAdjust=0\nDelegate=no\nTasksMax=4915\nMainPID=7\nAfter=network.target\n\n\
              LoadState=loaded\nOOMScoreAdjust=-250\nMainPID=0\n\n\
-             LoadState=not-found\n\nLoadState=masked\n\n\
+             LoadState=not-found\n\n\
              LoadState=loaded\nOOMScoreAdjust=-999\nDelegate=yes\nTasksMax=infinity\nMainPID=9\n\n\
              LoadState=loaded\nMainPID=0\nAfter=basic.target time-sync.target\n";
         let units = parse_units(text, |pid| (pid == 7).then_some(-1000));
-        assert_eq!(units.keys().copied().collect::<Vec<_>>(), [CONTAINERD, AGENT, "ssh.service", "systemd-journald.service"]);
-        assert_eq!(units["ssh.service"], Unit { oom_score: -1000, tasks_max: Some(4915), pid: 7, ..Unit::default() });
-        assert_eq!(units["systemd-journald.service"].oom_score, -250);
+        assert_eq!(units.keys().copied().collect::<Vec<_>>(), [CONTAINERD, "dbus.service", AGENT, "systemd-journald.service"]);
+        assert_eq!(units["systemd-journald.service"], Unit { oom_score: -1000, tasks_max: Some(4915), pid: 7, ..Unit::default() });
+        assert_eq!(units["dbus.service"].oom_score, -250);
         assert_eq!(units[CONTAINERD], Unit { oom_score: -999, delegate: true, pid: 9, ..Unit::default() });
         assert!(units[AGENT].after_time_sync);
     }
