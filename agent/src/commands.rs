@@ -39,7 +39,7 @@ pub fn run(cli: Cli, started: Instant) -> anyhow::Result<u8> {
             runtime()?.block_on(join::run(args))?;
             Ok(0)
         }
-        Command::Preflight(args) => preflight::run(&args),
+        Command::Preflight(args) => verdict(preflight::run(&args)),
         Command::Status(args) => {
             let run_dir = run_dir(args.instance.config.as_deref());
             runtime()?.block_on(control::client_status(&run_dir, args.json, args.watch, &mut std::io::stdout()))?;
@@ -68,6 +68,17 @@ pub fn run(cli: Cli, started: Instant) -> anyhow::Result<u8> {
             runtime()?.block_on(leave::run(config, args.purge))?;
             Ok(0)
         }
+    }
+}
+
+/// 1 of preflight is warnings: what keeps it from checking or repairing is its 2.
+fn verdict(result: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    match result {
+        Err(error) if exit_code(&error) == 1 => {
+            complain(&error);
+            Ok(2)
+        }
+        result => result,
     }
 }
 
@@ -154,5 +165,20 @@ pub fn complain(error: &anyhow::Error) {
     };
     for line in text.lines() {
         let _ = writeln!(err, "edge-agent: {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preflight_that_failed_is_not_preflight_with_warnings() {
+        for code in 0..=2 {
+            assert_eq!(verdict(Ok(code)).unwrap(), code);
+        }
+        assert_eq!(verdict(Err(anyhow::anyhow!("repairs need root"))).unwrap(), 2);
+        let error = verdict(Err(Problems(vec!["server is not set".to_owned()]).into())).unwrap_err();
+        assert_eq!(exit_code(&error), EX_CONFIG);
     }
 }

@@ -19,7 +19,7 @@ pub const AGENT: &[Note] = &[
         entries: &[
             ("0", "Done; for preflight: every check passed."),
             ("1", "It failed, and trying again may help; for preflight: there are warnings."),
-            ("2", "The command line is wrong; for preflight: the machine cannot be a node yet."),
+            ("2", "The command line is wrong; for preflight: the machine cannot be a node yet, or looking or repairing failed."),
             ("78", "The configuration or the token is wrong. The service is not started again until it is changed."),
         ],
     },
