@@ -89,6 +89,7 @@ fn good() -> Facts {
         },
         runtime: Runtime {
             answer: Some(Answer { cri: Ok("containerd v1.7.24".to_owned()), unmet: vec![], systemd: Some(false) }),
+            asked: true,
             containerd_program: true,
             runc_program: true,
             socket: PathBuf::from("/run/containerd/containerd.sock"),
@@ -497,6 +498,9 @@ fn services_around_the_agent() {
             Ask,
             false,
         ),
+        (|f| (f.runtime.answer, f.runtime.required, f.runtime.asked) = (None, true, false), "containerd", Skipped, "not asked", No, false),
+        (|f| (f.runtime.answer, f.runtime.asked) = (None, false), "containerd", Skipped, "not asked", No, false),
+        (|f| (f.runtime.answer, f.runtime.asked) = (None, false), "cgroup-driver", Skipped, "not asked", No, false),
         (|f| answer(f).unmet = vec!["RuntimeReady: broken".to_owned()], "containerd", Warning, "broken", No, false),
         (
             |f| f.runtime.agent_systemd = true,
@@ -577,6 +581,18 @@ fn services_around_the_agent() {
             No,
             false,
         ),
+        (
+            |f| {
+                f.services.processes.push("kubelet".to_owned());
+                f.node = None
+            },
+            "node-agents",
+            Skipped,
+            "not looked at",
+            No,
+            false,
+        ),
+        (|f| f.node = None, "node-agents", Pass, "none", No, false),
         (|f| f.services.processes.push("k3s-server".to_owned()), "node-agents", Warning, "--disable-agent", No, false),
         (|f| f.services.journal.runtime_max = None, "journald", Warning, "RuntimeMaxUse=16M", Yes, false),
         (|f| (f.services.journal.runtime_max, f.memory_mib) = (None, 4000), "journald", Pass, "a tenth", No, false),

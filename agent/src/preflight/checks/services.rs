@@ -12,6 +12,7 @@ const KEPT: i64 = -998;
 const CONTAINERD_SCORE: i64 = -999;
 const NO_SYSTEMD: &str = "systemd does not run here";
 const NO_ANSWER: &str = "systemctl does not answer";
+const NOT_ASKED: &str = "containerd was not asked";
 const RESTART: Fix = Fix::Run(&["systemctl", "restart", "containerd.service"]);
 
 /// Why units cannot be judged.
@@ -36,6 +37,7 @@ pub(super) fn containerd(facts: &Facts) -> Verdict {
                 verdict(level, found, remedy).fixed_by(edit.into_iter().chain([RESTART])).asking()
             }
         },
+        None if !runtime.asked => skipped(NOT_ASKED),
         None if runtime.required => {
             blocked(format!("nothing answers on {socket}"), "Run: systemctl start containerd, or set containerd: managed")
         }
@@ -52,6 +54,7 @@ pub(super) fn cgroup_driver(facts: &Facts) -> Verdict {
     let name = |systemd: bool| if systemd { "systemd" } else { "cgroupfs" };
     let ours = runtime.agent_systemd;
     match runtime.answer.as_ref().map(|answer| answer.systemd) {
+        None if !runtime.asked => skipped(NOT_ASKED),
         None => skipped("the agent's own containerd is given its driver"),
         Some(None) => skipped("containerd does not say"),
         Some(Some(theirs)) if theirs == ours => pass(format!("{}, in containerd and agent", name(ours))),
@@ -150,6 +153,7 @@ pub(super) fn node_agents(facts: &Facts) -> Verdict {
         .collect();
     match (agents.as_slice(), servers.as_slice()) {
         ([], []) => pass("none"),
+        _ if facts.node.is_none() => skipped("another one runs; what it shares with this instance was not looked at"),
         (agents, servers) if keys.is_empty() => pass(format!(
             "{} runs; this instance shares no directory, port or control group with it",
             [agents, servers].concat().join(", ")

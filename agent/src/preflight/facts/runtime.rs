@@ -14,6 +14,8 @@ pub struct Runtime {
     /// Somebody else's has to be there (`containerd: system`, or a socket was named).
     pub required: bool,
     pub socket: PathBuf,
+    /// The socket was asked, or need not be.
+    pub asked: bool,
     /// Answer of the socket; None where nobody asked or listens.
     pub answer: Option<Answer>,
     pub containerd_program: bool,
@@ -52,9 +54,11 @@ pub(super) fn gather(root: &Root, config: &Config, depth: Depth) -> Runtime {
         // containerd before 2.0 does not say, its configuration does.
         answer.systemd = root.read(MERGED).or_else(|| text.clone()).map(|text| systemd_cgroup(&text));
     }
+    let required = config.containerd == ContainerdMode::System || config.container_runtime_endpoint.is_some();
     Runtime {
         managed,
-        required: config.containerd == ContainerdMode::System || config.container_runtime_endpoint.is_some(),
+        required,
+        asked: managed || depth != Depth::Cheap || !(required || socket.exists()),
         socket,
         answer,
         containerd_program: program("containerd"),
