@@ -4,6 +4,7 @@
 //! the version of the system. What the kernel was told does not matter here: effects are judged elsewhere.
 
 use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -160,38 +161,38 @@ fn mounted(mountinfo: &str, place: &str) -> Option<bool> {
     Some(line.split(' ').nth(5)?.split(',').any(|option| option == "ro"))
 }
 
-/// Puts `new` in the place of a file of the firmware: beside it, synced, the old one kept as `backup`, renamed, read again.
+/// Puts `new` in the place of a file: beside it, synced, the old one kept as `backup`, renamed, read again. All with the mode of the old
+/// one, which may have its reason.
 ///
 /// FAT has no rename that survives a power cut for certain; the backup is what remains then.
-pub(super) fn replace(file: &Path, backup: &Path, new: &str) -> anyhow::Result<()> {
-    let directory = file.parent().context("a file of the firmware has a directory")?;
-    let sync_directory = || std::fs::File::open(directory).and_then(|directory| directory.sync_all());
-    let old = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    write_synced(backup, &old)?;
+pub(super) fn replace(file: &Path, backup: Option<&Path>, new: &str) -> anyhow::Result<()> {
+    let directory = file.parent().context("a file has a directory")?;
+    let sync_directory = || {
+        std::fs::File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .with_context(|| format!("syncing {}", directory.display()))
+    };
+    let mode = std::fs::metadata(file).map_or(0o644, |old| old.permissions().mode());
+    if let Some(backup) = backup {
+        let old = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        write_synced(backup, &old, mode)?;
+    }
     let beside = PathBuf::from(format!("{}.new", file.display()));
-    write_synced(&beside, new.as_bytes())?;
-    // FAT has none to keep.
-    let _ = std::fs::metadata(file).and_then(|old| std::fs::set_permissions(&beside, old.permissions()));
-    sync_directory().with_context(|| format!("syncing {}", directory.display()))?;
+    write_synced(&beside, new.as_bytes(), mode)?;
+    sync_directory()?;
     std::fs::rename(&beside, file).with_context(|| format!("renaming {}", beside.display()))?;
-    sync_directory().with_context(|| format!("syncing {}", directory.display()))?;
+    sync_directory()?;
     let read = std::fs::read(file).with_context(|| format!("reading {} again", file.display()))?;
-    ensure!(read == new.as_bytes(), "{} reads back differently; put {} in its place", file.display(), backup.display());
+    let old = backup.map_or_else(|| "its backup".to_owned(), |backup| backup.display().to_string());
+    ensure!(read == new.as_bytes(), "{} reads back differently; put {old} in its place", file.display());
     Ok(())
 }
 
-/// Puts a new file in its place: beside it, synced, renamed.
-pub(super) fn place(file: &Path, text: &str) -> anyhow::Result<()> {
-    let beside = PathBuf::from(format!("{}.new", file.display()));
-    write_synced(&beside, text.as_bytes())?;
-    std::fs::rename(&beside, file).with_context(|| format!("renaming {}", beside.display()))?;
-    let directory = file.parent().context("a file has a directory")?;
-    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).with_context(|| format!("syncing {}", directory.display()))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     let write = || {
-        let mut file = std::fs::File::create(path)?;
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode & 0o777).open(path)?;
+        // Against the umask and the mode of one that a power cut left here; FAT has none to set.
+        let _ = file.set_permissions(std::fs::Permissions::from_mode(mode & 0o777));
         file.write_all(bytes)?;
         file.sync_all()
     };

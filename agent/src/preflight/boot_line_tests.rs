@@ -145,9 +145,14 @@ fn replacing_keeps_the_old_text_beside() {
     let dir = tempfile::tempdir().unwrap();
     let (file, backup) = (dir.path().join("cmdline.txt"), dir.path().join("cmdline.txt.edge-agent.20261123T120000Z"));
     std::fs::write(&file, STOCK).unwrap();
-    replace(&file, &backup, "root=/dev/a\n").unwrap();
+    let mode = |file: &Path| std::fs::metadata(file).unwrap().permissions().mode() & 0o777;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    replace(&file, Some(&backup), "root=/dev/a\n").unwrap();
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "root=/dev/a\n");
     assert_eq!(std::fs::read_to_string(&backup).unwrap(), STOCK);
+    assert_eq!((mode(&file), mode(&backup)), (0o600, 0o600), "a password in it stays one");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else stays");
-    assert!(replace(&dir.path().join("missing"), &backup, "x").is_err());
+    assert!(replace(&dir.path().join("missing"), Some(&backup), "x").is_err());
+    replace(&dir.path().join("new"), None, "x").unwrap();
+    assert_eq!(mode(&dir.path().join("new")), 0o644);
 }

@@ -95,13 +95,15 @@ pub(super) struct Doer<'a> {
     /// Programs that would have been run below another root than `/`.
     pub(super) commands: Vec<String>,
     reload: bool,
+    /// Paths that were written: what stands there now is not worth keeping.
+    written: BTreeSet<String>,
 }
 
 impl<'a> Doer<'a> {
     /// `now` is `clock::now()`.
     pub(super) fn new(root: &Path, now: &str, out: &'a mut dyn Write) -> Doer<'a> {
         let stamp = now.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
-        Doer { root: root.to_owned(), stamp, out, commands: Vec::new(), reload: false }
+        Doer { root: root.to_owned(), stamp, out, commands: Vec::new(), reload: false, written: BTreeSet::new() }
     }
 
     /// Does what the given findings propose. What fails is told and does not keep the others from being done.
@@ -169,10 +171,19 @@ impl<'a> Doer<'a> {
         if new == old {
             return Ok(());
         }
-        let backup = self.backup(file);
         self.show(file, old, new)?;
-        boot_line::replace(&self.at(file), &self.at(&backup), new)?;
-        writeln!(self.out, "the old text is in {backup}")?;
+        self.put(file, new, true)
+    }
+
+    /// Renamed into place; what was there before this run is kept beside it.
+    fn put(&mut self, path: &str, text: &str, was_there: bool) -> anyhow::Result<()> {
+        let keep = was_there && !self.written.contains(path);
+        let backup = keep.then(|| format!("{path}.edge-agent.{}", self.stamp));
+        boot_line::replace(&self.at(path), backup.as_ref().map(|backup| self.at(backup)).as_deref(), text)?;
+        self.written.insert(path.to_owned());
+        if let Some(backup) = backup {
+            writeln!(self.out, "the old text is in {backup}")?;
+        }
         Ok(())
     }
 
@@ -232,19 +243,12 @@ impl<'a> Doer<'a> {
         if old.as_deref() == Some(text) {
             return Ok(());
         }
-        let place = self.at(path);
-        if let Some(directory) = place.parent() {
+        if let Some(directory) = self.at(path).parent() {
             std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
         self.show(path, old.as_deref().unwrap_or_default(), text)?;
         self.reload |= path.starts_with("/etc/systemd/system/");
-        if old.is_some() {
-            let backup = self.backup(path);
-            boot_line::replace(&place, &self.at(&backup), text)?;
-            writeln!(self.out, "the old text is in {backup}")?;
-            return Ok(());
-        }
-        boot_line::place(&place, text)
+        self.put(path, text, old.is_some())
     }
 
     fn run(&mut self, argv: &[&str]) -> anyhow::Result<()> {
@@ -262,10 +266,6 @@ impl<'a> Doer<'a> {
 
     fn read(&self, path: &str) -> Option<String> {
         std::fs::read_to_string(self.at(path)).ok()
-    }
-
-    fn backup(&self, path: &str) -> String {
-        format!("{path}.edge-agent.{}", self.stamp)
     }
 
     /// Lines that go and come, as `diff` shows them.

@@ -104,11 +104,15 @@ fn settings_are_set_now_and_kept_for_later_boots_beside_those_of_others() {
     assert_eq!(read(&dir, &SETTINGS[1..]), text);
     assert!(told.contains("/proc/sys/vm/dirty_bytes <- 8388608\n") && told.contains("+vm.dirty_bytes = 8388608\n"), "{told}");
 
+    let backup = format!("{}.{STAMP}", &SETTINGS[1..]);
+    assert!(!dir.path().join(&backup).exists(), "there was nothing to keep");
+
     let second = [
         finding("dirty-limits", false, vec![Fix::Setting("vm/dirty_bytes", 16 << 20)]),
         finding("conntrack", false, vec![Fix::Setting("net/netfilter/nf_conntrack_max", 65536)]),
     ];
     apply(&dir, &second);
+    assert_eq!(read(&dir, &backup), text, "as it was before the run, not halfway");
     let text = "# Written by `edge-agent preflight --fix`.\nvm.dirty_bytes = 16777216\n-net.netfilter.nf_conntrack_max = 65536\n";
     assert_eq!(read(&dir, &SETTINGS[1..]), text);
     let missing = [finding("inotify", false, vec![Fix::Setting("fs/inotify/max_user_instances", 1024)])];
