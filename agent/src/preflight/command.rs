@@ -24,6 +24,8 @@ fn finish(argv: &[&str], at_most: Duration, answers: bool) -> Result<String, Str
     let (out, err) = if answers { (Stdio::piped(), Stdio::null()) } else { (Stdio::from(std::io::stderr()), Stdio::inherit()) };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(out).stderr(err).env("LC_ALL", "C").env("SYSTEMD_PAGER", "");
+    // A package that asks would ask nobody.
+    command.env("DEBIAN_FRONTEND", "noninteractive");
     let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
     let reader = child.stdout.take().map(|mut out| {
         std::thread::spawn(move || {
@@ -59,6 +61,7 @@ mod tests {
     fn an_answer_an_absence_a_failure_and_silence_are_told_apart() {
         assert_eq!(ask(&["echo", "a b"]).as_deref(), Ok("a b\n"));
         assert!(ask(&["edge-agent-no-such-program"]).unwrap_err().contains("No such file"));
+        assert_eq!(ask(&["printenv", "DEBIAN_FRONTEND"]).as_deref(), Ok("noninteractive\n"));
         assert_eq!(ask(&["false"]).unwrap_err(), "false: exit status: 1");
         assert_eq!(finish(&["sleep", "60"], Duration::ZERO, true).unwrap_err(), "sleep: no answer within 0 s");
     }

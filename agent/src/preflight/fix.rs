@@ -72,8 +72,8 @@ impl fmt::Display for Fix {
 
 /// Settings of this program; the name comes after the package's own file, whose values these replace.
 pub(super) const SETTINGS: &str = "/etc/sysctl.d/91-edge-agent-preflight.conf";
-/// Installing a package over a slow link.
-const PROGRAM: Duration = Duration::from_secs(600);
+/// Installing a package over a slow link to a slow card; one that is ended midway is left half configured.
+const PROGRAM: Duration = Duration::from_secs(1800);
 
 /// What came of it.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -51,8 +51,9 @@ pub(super) fn swap(facts: &Facts) -> Verdict {
     if storage.dphys_swapfile {
         let remedy = "Remove dphys-swapfile and install systemd-zram-generator (preflight --fix asks)";
         let commands = [
-            Fix::Run(&["apt-get", "install", "--yes", "systemd-zram-generator"]),
-            Fix::Run(&["apt-get", "remove", "--yes", "dphys-swapfile"]),
+            // Whoever holds dpkg's lock (unattended-upgrades) is waited for.
+            Fix::Run(&["apt-get", "-o", "DPkg::Lock::Timeout=120", "install", "--yes", "systemd-zram-generator"]),
+            Fix::Run(&["apt-get", "-o", "DPkg::Lock::Timeout=120", "remove", "--yes", "dphys-swapfile"]),
         ];
         return warn(found, remedy).fixed_by(commands).asking();
     }
