@@ -198,7 +198,7 @@ fn boot_flags_and_control_groups() {
             },
             "memory-controller",
             Blocked,
-            "memory cgroup is disabled on this board (kernel has it, the device tree turns it off). Fix: append \" cgroup_enable=memory\" to the single line in /boot/firmware/cmdline.txt and reboot; or run: edge-agent preflight --fix",
+            "Mount the firmware's partition on /boot/firmware and run: edge-agent preflight --fix; or append \" cgroup_enable=memory\"",
             No,
             false,
         ),
@@ -679,9 +679,11 @@ fn a_line_that_must_not_be_edited_is_told_and_not_repaired() {
         firmware("root=/dev/a\n").map(|firmware| Firmware { tryboot: Some("this boot is a trial (tryboot)"), ..firmware });
     let finding = find(&facts, "memory-controller");
     assert!(finding.fixes.is_empty() && finding.remedy.contains("not done by --fix: this boot is a trial"), "{finding:?}");
+    assert!(!finding.remedy.contains("run: edge-agent"), "{finding:?}");
     facts.boot.firmware = firmware("root=/dev/a\n").map(|firmware| Firmware { read_only: true, ..firmware });
     let finding = find(&facts, "memory-controller");
-    assert!(finding.fixes.is_empty() && finding.remedy.contains("mounted read-only"), "{finding:?}");
+    assert!(finding.fixes.is_empty() && finding.remedy.contains("remount,rw /boot/firmware"), "{finding:?}");
+    assert!(!finding.remedy.contains("run: edge-agent"), "{finding:?}");
 }
 
 #[test]

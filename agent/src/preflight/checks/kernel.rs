@@ -9,6 +9,7 @@ use crate::preflight::Facts;
 
 const MEMORY: &str = "cgroup_enable=memory";
 const PSI: &str = "psi=1";
+const OR_FIX: &str = "; or run: edge-agent preflight --fix";
 
 pub(super) fn cgroup_v2(facts: &Facts) -> Verdict {
     match facts.cgroups.layout {
@@ -46,17 +47,11 @@ pub(super) fn memory_controller(facts: &Facts) -> Verdict {
                 blocked(format!("memory cgroup is disabled; {}/cmdline.txt is right since this boot", firmware.place), "Reboot").pending()
             };
         }
-        let text = format!(
-            "Fix: append \" {MEMORY}\" to the single line in {}/cmdline.txt and reboot; or run: edge-agent preflight --fix",
-            firmware.place
-        );
+        let text = format!("Fix: append \" {MEMORY}\" to the single line in {}/cmdline.txt and reboot{OR_FIX}", firmware.place);
         return in_the_line(blocked(DISABLED, text), firmware, Fix::BootLineWith(MEMORY));
     }
     if boot.raspberry_pi {
-        return blocked(
-            DISABLED,
-            "Fix: append \" cgroup_enable=memory\" to the single line in /boot/firmware/cmdline.txt and reboot; or run: edge-agent preflight --fix",
-        );
+        return blocked(DISABLED, format!("{MOUNT} append \" {MEMORY}\" to the single line in its cmdline.txt and reboot"));
     }
     match layout {
         Layout::V2 => blocked(
@@ -69,6 +64,8 @@ pub(super) fn memory_controller(facts: &Facts) -> Verdict {
     }
 }
 
+/// --fix edits only what the firmware reads, which a directory that nobody mounted is not.
+const MOUNT: &str = "Mount the firmware's partition on /boot/firmware and run: edge-agent preflight --fix; or";
 const DISABLED: &str = "memory cgroup is disabled on this board (kernel has it, the device tree turns it off)";
 
 pub(super) fn psi(facts: &Facts) -> Verdict {
@@ -95,7 +92,7 @@ pub(super) fn psi(facts: &Facts) -> Verdict {
             let text = format!("Append \" {PSI}\" to {}/cmdline.txt and reboot. {POLLS}", firmware.place);
             in_the_line(warn(OFF, text), firmware, Fix::BootLineWith(PSI))
         }
-        None if boot.raspberry_pi => warn(OFF, format!("Append \" {PSI}\" to /boot/firmware/cmdline.txt and reboot. {POLLS}")),
+        None if boot.raspberry_pi => warn(OFF, format!("{MOUNT} append \" {PSI}\" to its cmdline.txt and reboot. {POLLS}")),
         None => warn(OFF, format!("Append \" {PSI}\" to the kernel command line and reboot. {POLLS}")),
     }
 }
@@ -112,7 +109,7 @@ pub(super) fn late_disable(facts: &Facts) -> Verdict {
     }
     let verdict = warn(
         format!("{}/cmdline.txt switches the memory controller off (cgroup_disable=memory)", firmware.place),
-        "Remove that word and reboot, or run: edge-agent preflight --fix",
+        format!("Remove that word and reboot{OR_FIX}"),
     );
     in_the_line(verdict, firmware, Fix::BootLineWithout(Unwanted::MemoryOff))
 }
@@ -197,13 +194,12 @@ pub(super) fn io_max(facts: &Facts) -> Verdict {
 
 /// A change of the one line, unless it must not be made here.
 fn in_the_line(verdict: Verdict, firmware: &Firmware, fix: Fix) -> Verdict {
-    if let Some(why) = firmware.tryboot {
-        let remedy = format!("{} (not done by --fix: {why}; edit the line of the system that boots)", verdict.remedy);
-        return Verdict { remedy, ..verdict }.after_reboot();
-    }
-    if firmware.read_only {
-        let remedy = format!("{} (not done by --fix: {} is mounted read-only)", verdict.remedy, firmware.place);
-        return Verdict { remedy, ..verdict }.after_reboot();
-    }
-    verdict.fixed_by([fix]).after_reboot()
+    let place = &firmware.place;
+    let why = match firmware.tryboot {
+        Some(why) => format!("not done by --fix: {why}; edit the line of the system that boots"),
+        None if firmware.read_only => format!("{place} is mounted read-only; --fix does it after: mount -o remount,rw {place}"),
+        None => return verdict.fixed_by([fix]).after_reboot(),
+    };
+    let remedy = format!("{} ({why})", verdict.remedy.replace(OR_FIX, ""));
+    Verdict { remedy, ..verdict }.after_reboot()
 }
