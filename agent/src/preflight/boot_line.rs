@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 
@@ -52,7 +53,7 @@ pub(super) fn edit(text: &str, edit: &Edit) -> Result<String, Refusal> {
         changed = without(&changed, *unwanted);
     }
     for word in &edit.add {
-        if !words(&changed).any(|known| known == *word) {
+        if !is_last(&changed, word) {
             changed = format!("{} {word}", changed.trim_end());
         }
     }
@@ -63,6 +64,11 @@ pub(super) fn edit(text: &str, edit: &Edit) -> Result<String, Refusal> {
         return Err(Refusal::TooLong(changed.trim().len()));
     }
     Ok(text.replacen(line, &changed, 1))
+}
+
+/// Whether the line has the word and none behind it takes it back: the kernel keeps the last of `psi=1 psi=0`.
+fn is_last(line: &str, word: &str) -> bool {
+    words(line).filter(|known| *known == word || word == "psi=1" && known.starts_with("psi=")).last() == Some(word)
 }
 
 /// The words of a line.
@@ -113,6 +119,8 @@ pub struct Firmware {
     pub config: String,
     /// The firmware chooses between two systems, so that a change here may not be the one that boots.
     pub tryboot: Option<&'static str>,
+    /// The line is older than this boot, which therefore read it if any boot does.
+    pub before_boot: bool,
 }
 
 impl Firmware {
@@ -123,6 +131,7 @@ impl Firmware {
         let directory = root.join(&place[1..]);
         let line = std::fs::read_to_string(directory.join("cmdline.txt")).ok()?;
         let config = std::fs::read_to_string(directory.join("config.txt")).unwrap_or_default();
+        let written = std::fs::metadata(directory.join("cmdline.txt")).and_then(|file| file.modified()).ok();
         let started_by_tryboot = std::fs::read(root.join("proc/device-tree/chosen/bootloader/tryboot"));
         let tryboot = if directory.join("autoboot.txt").exists() {
             Some("autoboot.txt chooses between boot partitions")
@@ -135,12 +144,13 @@ impl Firmware {
         } else {
             None
         };
-        Some(Firmware { place: place.to_owned(), read_only, line, config, tryboot })
+        let before_boot = written.zip(booted(root)).is_some_and(|(written, booted)| written < booted);
+        Some(Firmware { place: place.to_owned(), read_only, line, config, tryboot, before_boot })
     }
 
-    /// Whether the line has the word.
+    /// Whether the line has the word, and that counts.
     pub(super) fn has(&self, word: &str) -> bool {
-        words(&self.line).any(|known| known == word)
+        is_last(&self.line, word)
     }
 
     /// Whether the line has such a word.
@@ -152,6 +162,13 @@ impl Firmware {
 /// `key=value` lines of `config.txt`.
 pub(super) fn settings(config: &str) -> impl Iterator<Item = (&str, &str)> {
     config.lines().filter_map(|line| line.trim().split_once('=')).map(|(key, value)| (key.trim(), value.trim()))
+}
+
+/// When the kernel started, by the clock as it is now.
+fn booted(root: &Path) -> Option<SystemTime> {
+    let stat = std::fs::read_to_string(root.join("proc/stat")).ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Whether `place` is a mount point, and if so whether it is read-only.

@@ -29,6 +29,12 @@ fn missing_words_go_to_the_end_and_nothing_else_changes() {
         ),
         // The last of several counts, so one that is off is outvoted.
         ("root=/dev/a psi=0 cgroup_enable=memory".to_owned(), "root=/dev/a psi=0 cgroup_enable=memory psi=1".to_owned()),
+        ("root=/dev/a psi=1 psi=0 cgroup_enable=memory".to_owned(), "root=/dev/a psi=1 psi=0 cgroup_enable=memory psi=1".to_owned()),
+        // No list of controllers takes another one back.
+        (
+            "root=/dev/a cgroup_enable=memory cgroup_enable=cpuset psi=1".to_owned(),
+            "root=/dev/a cgroup_enable=memory cgroup_enable=cpuset psi=1".to_owned(),
+        ),
     ];
     for (before, after) in cases {
         assert_eq!(edit(&before, &both()).as_deref(), Ok(after.as_str()), "{before:?}");
@@ -89,10 +95,11 @@ proptest! {
         let kept: Vec<&str> = words(&text).filter(wanted).collect();
         let without_rest: Vec<&str> = now.iter().copied().filter(|word| *word != "cgroup_disable=cpu").collect();
         prop_assert!(without_rest.starts_with(&kept));
-        prop_assert!(without_rest[kept.len()..].iter().all(|word| both().add.contains(word) && !kept.contains(word)));
+        prop_assert!(without_rest[kept.len()..].iter().all(|word| both().add.contains(word) && !is_last(&kept.join(" "), word)));
         for word in both().add {
             prop_assert!(now.contains(&word));
         }
+        prop_assert_eq!(now.iter().rfind(|word| word.starts_with("psi=")), Some(&"psi=1"));
     }
 }
 
@@ -138,6 +145,15 @@ fn the_partition_is_the_mounted_one_and_a_trial_boot_is_seen() {
         [("proc/device-tree/chosen/bootloader/tryboot", "\0\0\0\0"), ("boot/firmware/config.txt", "# cmdline=x\ncmdline=cmdline.txt\n")];
     let dir = board(&format!("{ROOT}{FIRMWARE}"), &[file[0], harmless[0], harmless[1]]);
     assert_eq!(Firmware::find(dir.path()).unwrap().tryboot, None);
+}
+
+#[test]
+fn a_line_that_was_there_before_the_boot_is_told_from_one_that_came_since() {
+    let file = ("boot/firmware/cmdline.txt", STOCK);
+    for (stat, before_boot) in [("cpu 1\nbtime 1700000000\n", false), ("cpu 1\nbtime 99000000000\n", true), ("cpu 1\n", false)] {
+        let dir = board(&format!("{ROOT}{FIRMWARE}"), &[file, ("proc/stat", stat)]);
+        assert_eq!(Firmware::find(dir.path()).unwrap().before_boot, before_boot, "{stat}");
+    }
 }
 
 #[test]

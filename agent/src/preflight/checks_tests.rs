@@ -20,7 +20,7 @@ const FLAGS: &str = "console=tty1 root=PARTUUID=1-02 cgroup_enable=memory psi=1\
 
 fn firmware(line: &str) -> Option<Firmware> {
     let (place, line) = ("/boot/firmware".to_owned(), line.to_owned());
-    Some(Firmware { place, read_only: false, line, config: String::new(), tryboot: None })
+    Some(Firmware { place, read_only: false, line, config: String::new(), tryboot: None, before_boot: false })
 }
 
 /// A Raspberry Pi 4 with 1 GB on which nothing is wrong.
@@ -143,6 +143,11 @@ fn unmanaged(facts: &mut Facts) {
     facts.boot.raspberry_pi = false;
 }
 
+/// The line was there when this boot began.
+fn booted_since(facts: &mut Facts) {
+    facts.boot.firmware.as_mut().unwrap().before_boot = true;
+}
+
 #[test]
 fn the_list_has_35_stable_numbers_and_a_good_board_passes_all() {
     let findings = judge(&good());
@@ -233,6 +238,17 @@ fn boot_flags_and_control_groups() {
             No,
             true,
         ),
+        (
+            |f| {
+                (f.cgroups.memory, f.boot.told.memory) = (false, false);
+                booted_since(f)
+            },
+            "memory-controller",
+            Blocked,
+            "was right before this boot and had no effect. Edit the line",
+            No,
+            false,
+        ),
         (|f| f.cgroups.layout = None, "memory-controller", Skipped, "see cgroup-v2", No, false),
         (
             |f| (f.cgroups.psi, f.boot.firmware) = (false, firmware("root=/dev/a\n")),
@@ -255,6 +271,40 @@ fn boot_flags_and_control_groups() {
         ),
         (|f| (f.cgroups.psi, f.boot.psi_compiled) = (false, Some(false)), "psi", Warning, "not compiled into this kernel", No, false),
         (|f| (f.cgroups.psi, f.boot.told.psi) = (false, false), "psi", Warning, "Reboot", No, true),
+        (
+            |f| {
+                (f.cgroups.psi, f.boot.told.psi) = (false, false);
+                booted_since(f);
+                f.boot.firmware.as_mut().unwrap().tryboot = Some("autoboot.txt chooses")
+            },
+            "psi",
+            Warning,
+            "had no effect. Edit the line that this system boots with: autoboot.txt chooses",
+            No,
+            false,
+        ),
+        (
+            |f| {
+                (f.cgroups.psi, f.boot.told.psi) = (false, false);
+                f.boot.firmware = firmware("root=/dev/a psi=1 psi=0\n")
+            },
+            "psi",
+            Warning,
+            "Append \" psi=1\"",
+            Yes,
+            true,
+        ),
+        (
+            |f| {
+                (f.cgroups.layout, f.boot.told.legacy_hierarchy) = (Some(Layout::V1), true);
+                booted_since(f)
+            },
+            "cgroup-v2",
+            Warning,
+            "cgroup v1",
+            No,
+            false,
+        ),
         (|f| f.cgroups.psi = false, "psi", Warning, "although this boot was told psi=1", No, false),
         (
             |f| f.boot.firmware = firmware("root=/dev/a cgroup_memory=1 psi=1"),

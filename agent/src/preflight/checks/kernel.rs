@@ -25,7 +25,7 @@ pub(super) fn cgroup_v2(facts: &Facts) -> Verdict {
                 Some(firmware) if firmware.has_unwanted(Unwanted::LegacyHierarchy) => {
                     in_the_line(verdict, firmware, Fix::BootLineWithout(Unwanted::LegacyHierarchy))
                 }
-                Some(_) if facts.boot.told.legacy_hierarchy => verdict.pending(),
+                Some(firmware) if facts.boot.told.legacy_hierarchy && !firmware.before_boot => verdict.pending(),
                 Some(_) | None => verdict,
             }
         }
@@ -44,7 +44,7 @@ pub(super) fn memory_controller(facts: &Facts) -> Verdict {
             return if boot.told.memory {
                 blocked("memory cgroup is disabled although this boot was told cgroup_enable=memory", "See kernel-flag-window")
             } else {
-                blocked(format!("memory cgroup is disabled; {}/cmdline.txt is right since this boot", firmware.place), "Reboot").pending()
+                not_told(blocked("memory cgroup is disabled", ""), firmware)
             };
         }
         let text = format!("Fix: append \" {MEMORY}\" to the single line in {}/cmdline.txt and reboot{OR_FIX}", firmware.place);
@@ -85,9 +85,7 @@ pub(super) fn psi(facts: &Facts) -> Verdict {
         Some(firmware) if firmware.has(PSI) && boot.told.psi => {
             warn("PSI is off although this boot was told psi=1", format!("The kernel may lack CONFIG_PSI: apt full-upgrade. {POLLS}"))
         }
-        Some(firmware) if firmware.has(PSI) => {
-            warn(format!("PSI is off; {}/cmdline.txt is right since this boot", firmware.place), "Reboot").pending()
-        }
+        Some(firmware) if firmware.has(PSI) => not_told(warn("PSI is off", ""), firmware),
         Some(firmware) => {
             let text = format!("Append \" {PSI}\" to {}/cmdline.txt and reboot. {POLLS}", firmware.place);
             in_the_line(warn(OFF, text), firmware, Fix::BootLineWith(PSI))
@@ -190,6 +188,18 @@ pub(super) fn io_max(facts: &Facts) -> Verdict {
             warn(error.clone(), "Degraded: the agent's memory cannot be protected. See memory-controller")
         }
     }
+}
+
+/// The line is right and this boot was not told so: a reboot helps only if there was none since the line was written.
+fn not_told(verdict: Verdict, firmware: &Firmware) -> Verdict {
+    let (off, place) = (&verdict.found, &firmware.place);
+    if !firmware.before_boot {
+        let found = format!("{off}; {place}/cmdline.txt is right since this boot");
+        return Verdict { found, remedy: "Reboot".to_owned(), ..verdict }.pending();
+    }
+    let found = format!("{off}; {place}/cmdline.txt was right before this boot and had no effect");
+    let where_else = firmware.tryboot.unwrap_or("look for cmdline= and os_prefix= in config.txt, and for another boot medium");
+    Verdict { found, remedy: format!("Edit the line that this system boots with: {where_else}"), ..verdict }
 }
 
 /// A change of the one line, unless it must not be made here.

@@ -71,8 +71,7 @@ fn told(line: &str) -> Told {
     for word in words(line) {
         match word {
             "cgroup_enable=memory" => told.memory = true,
-            "psi=1" => told.psi = true,
-            "psi=0" => told.psi = false,
+            word if word.starts_with("psi=") => told.psi = word == "psi=1",
             "cgroup_memory=1" => told.stale = true,
             word if is_unwanted(word, Unwanted::MemoryOff) => told.memory = false,
             word if is_unwanted(word, Unwanted::LegacyHierarchy) => told.legacy_hierarchy = true,
