@@ -241,7 +241,9 @@ async fn start(file: &Path, config: &Config) -> anyhow::Result<()> {
         say("restarting containerd with the node's configuration; containers keep running");
         systemctl(&["try-restart", "containerd.service"]).await?;
     }
-    systemctl(&["enable", "--now", "edge-agent.service"]).await?;
+    systemctl(&["enable", "edge-agent.service"]).await?;
+    // One that runs already would go on with what it read before; pods outlive it.
+    systemctl(&["restart", "edge-agent.service"]).await?;
     say("the service runs; waiting for the node to be Ready");
     let until = tokio::time::Instant::now() + Duration::from_secs(120);
     while tokio::time::Instant::now() < until {
@@ -258,7 +260,11 @@ async fn start(file: &Path, config: &Config) -> anyhow::Result<()> {
 async fn is_ready(config: &Config) -> bool {
     let mut answer = Vec::new();
     let asked = crate::control::client_status(&config.run_dir, true, false, &mut answer).await;
-    asked.is_ok() && serde_json::from_slice::<crate::control::Status>(&answer).is_ok_and(|status| status.ready == Some(true))
+    asked.is_ok() && says_ready(&answer, &config.node_name)
+}
+
+fn says_ready(answer: &[u8], node: &str) -> bool {
+    serde_json::from_slice::<crate::control::Status>(answer).is_ok_and(|status| status.ready == Some(true) && status.node == node)
 }
 
 #[cfg(test)]
@@ -343,6 +349,20 @@ mod tests {
                 None => assert_eq!(result, Ok(()), "{findings:?}"),
                 Some(words) => assert!(result.unwrap_err().contains(words), "{findings:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn ready_is_what_the_agent_says_of_this_node() {
+        let cases = [
+            (r#"{"node": "new", "ready": true}"#, true),
+            (r#"{"node": "old", "ready": true}"#, false),
+            (r#"{"node": "new", "ready": false}"#, false),
+            (r#"{"node": "new"}"#, false),
+            ("", false),
+        ];
+        for (answer, ready) in cases {
+            assert_eq!(says_ready(answer.as_bytes(), "new"), ready, "{answer}");
         }
     }
 
