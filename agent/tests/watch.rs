@@ -192,6 +192,31 @@ fn a_pipe_gets_lines_and_each_action_once() {
 }
 
 #[test]
+fn a_pipe_outlives_the_agent_and_is_told_once() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let config = config(dir.path());
+    for json in [false, true] {
+        let agent = Agent::start(dir.path());
+        let mut command = Command::new(AGENT);
+        command.args(["status", "--watch", "--config"]).arg(&config).args(json.then_some("--json"));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut trouble = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let mut shown = || lines.by_ref().map(|line| line.expect("text")).find(|line| line.contains("zero-2w")).expect("a look");
+        shown();
+        drop(agent);
+        let said = trouble.next().expect("goes on").expect("text");
+        assert!(said.contains("is it running?"), "{said}");
+        let agent = Agent::start(dir.path());
+        shown();
+        child.kill().expect("runs until it is ended");
+        child.wait().expect("ends");
+        drop(agent);
+        assert_eq!(trouble.count(), 0, "one line for one silence");
+    }
+}
+
+#[test]
 fn without_an_agent_the_terminal_is_left_alone() {
     let dir = tempfile::tempdir().expect("tempdir");
     let output = Command::new(AGENT).args(["status", "--watch", "--config"]).arg(config(dir.path())).output().expect("runs");

@@ -33,18 +33,31 @@ pub(super) async fn client_watch(run_dir: &Path, json: bool) -> anyhow::Result<(
     }
 }
 
-/// Calls `show` with every answer, and with the time since the last.
+/// Calls `show` with every answer, and with the time since the last. Only a first look without an answer is an error: an agent that
+/// is restarted is found again.
 async fn each(run_dir: &Path, mut show: impl FnMut(&[u8], Duration) -> io::Result<()>) -> anyhow::Result<()> {
+    let mut body = get(run_dir, "/status").await.map(Some)?;
     let mut last = Instant::now();
+    let mut told = false;
     loop {
-        let body = get(run_dir, "/status").await?;
-        match show(&body, last.elapsed()) {
-            // Whoever read has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            shown => shown?,
+        if let Some(body) = body {
+            match show(&body, last.elapsed()) {
+                // Whoever read has seen enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                shown => shown?,
+            }
+            (last, told) = (Instant::now(), false);
         }
-        last = Instant::now();
         tokio::time::sleep(LINE).await;
+        body = match get(run_dir, "/status").await {
+            Ok(body) => Some(body),
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    let _ = writeln!(io::stderr(), "edge-agent: {error}");
+                }
+                None
+            }
+        };
     }
 }
 
