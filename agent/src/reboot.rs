@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::write_whole;
+use crate::node::status::Extra;
 
 /// The record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,11 @@ impl Outcome {
         }
     }
 
+    /// The node condition.
+    pub fn condition(&self) -> Extra {
+        Extra { kind: "RebootRequired".to_owned(), holds: self.is_required(), reason: self.reason().to_owned(), message: self.message() }
+    }
+
     /// One line for the condition, the event and the log.
     pub fn message(&self) -> String {
         match self {
@@ -104,6 +110,14 @@ pub fn read(data_dir: &Path) -> Option<Pending> {
 /// Compares the record with this boot. None where nothing is recorded.
 pub fn look(data_dir: &Path) -> Option<Outcome> {
     Some(judge(&read(data_dir)?, &boot_id(), Effects::look()))
+}
+
+/// Puts what was repaired since the agent started among the conditions. Mostly the look at a file that is not there.
+pub fn amend(conditions: &mut Vec<Extra>, data_dir: &Path) {
+    if let Some(now) = look(data_dir).filter(Outcome::is_required).map(|outcome| outcome.condition()) {
+        conditions.retain(|condition| condition.kind != now.kind);
+        conditions.push(now);
+    }
 }
 
 /// The same, and removes the record once a boot has come after it. For the start of the agent and the end of `preflight`.
@@ -190,7 +204,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(settle(dir.path()), None);
         record(dir.path(), &["psi"]).unwrap();
+        let done = Outcome::Done(vec!["swap".to_owned()]).condition();
+        let mut conditions = vec![Extra { kind: "MemoryPressure".to_owned(), ..done.clone() }, done];
         record(dir.path(), &["psi", "swap"]).unwrap();
+        amend(&mut conditions, dir.path());
+        assert_eq!(conditions.len(), 2, "another condition stays, the older word about this one goes");
+        assert_eq!((conditions[0].kind.as_str(), &conditions[1]), ("MemoryPressure", &look(dir.path()).unwrap().condition()));
+        assert!(conditions[1].holds && conditions[1].message.ends_with("psi, swap"), "{conditions:?}");
         let outcome = settle(dir.path()).unwrap();
         assert_eq!(outcome.message(), "repaired, in effect after a reboot: psi, swap");
         assert!(read(dir.path()).is_some(), "it stays until the machine has booted");

@@ -65,14 +65,14 @@ pub(super) fn control(governor: &Governor) -> control::Governor {
 
 /// Boot flags that were repaired: whether they still wait for a boot, and what that boot did.
 pub(super) fn tell_reboot(outcome: &Outcome, conditions: &watch::Sender<Vec<Extra>>, recorder: &Recorder) {
-    let (reason, message) = (outcome.reason().to_owned(), outcome.message());
+    let condition = outcome.condition();
     let kind = match outcome {
         Outcome::Required(_) | Outcome::Ineffective(_) => Type::Warning,
         Outcome::Done(_) => Type::Normal,
     };
-    recorder.node_event(kind, &reason, &message);
-    tracing::info!(reason, message, "boot flags");
-    conditions.send_modify(|all| all.push(Extra { kind: "RebootRequired".to_owned(), holds: outcome.is_required(), reason, message }));
+    recorder.node_event(kind, &condition.reason, &condition.message);
+    tracing::info!(reason = condition.reason, message = condition.message, "boot flags");
+    conditions.send_modify(|all| all.push(condition));
 }
 
 /// The governor's word reaches the Node's conditions.

@@ -30,11 +30,11 @@ use crate::api::pod::ResourceList;
 use crate::api::watch::{Change, query_escape};
 use crate::api::{Client, Error};
 use crate::backoff::Backoff;
-use crate::clock;
 use crate::config::{Config, Taint};
 use crate::events::{Recorder, Type};
 use crate::metrics::Metrics;
 use crate::pod::NodeFacts;
+use crate::{clock, reboot};
 
 /// Between looks at the runtime while all is well.
 const LOOK: Duration = Duration::from_secs(10);
@@ -278,7 +278,8 @@ impl Loop {
 
     fn compute(&mut self) -> (Map<String, Value>, Vec<NodeCondition>) {
         let pressure = self.pressure();
-        let extra = self.deps.extra.borrow_and_update().clone();
+        let mut extra = self.deps.extra.borrow_and_update().clone();
+        reboot::amend(&mut extra, &self.deps.config.data_dir);
         let facts = Facts {
             machine: &self.deps.machine,
             runtime: &self.runtime,
