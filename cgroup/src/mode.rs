@@ -46,13 +46,17 @@ impl Probed {
         }
     }
 
-    /// The same with what trying it out showed: what is listed and does not work counts as missing.
+    /// The same with what trying it out showed: what is listed and does not work counts as missing. Without a group to try it in nothing
+    /// was found out, and without a disk nothing of `io.max`.
     #[must_use]
-    pub fn tried(self, features: &Features) -> Probed {
+    pub fn tried(self, features: &Features, disk: bool) -> Probed {
+        if !features.group {
+            return self;
+        }
         Probed {
             memory: self.memory && features.memory_min && features.memory_high,
             pids: self.pids && features.pids_max,
-            io: self.io && features.io_max,
+            io: self.io && (features.io_max || !disk),
             psi: self.psi && features.psi,
             sys_resource: self.sys_resource && features.sys_resource,
             ..self
@@ -150,15 +154,6 @@ impl GovernorMode {
             GovernorMode::Full => Vec::new(),
             GovernorMode::Hybrid | GovernorMode::Legacy => vec![format!("{V1} Until then only the static limits hold.")],
             GovernorMode::Degraded { missing } => missing.iter().map(|what| what.message(raspberry_pi)).collect(),
-        }
-    }
-
-    /// The answer to an operator who asked for the loop by name on a machine where it cannot act; `None` where it can.
-    pub fn refusal(&self) -> Option<String> {
-        let refusing = "Refusing dynamic governor; start with --governor=static to continue.";
-        match self {
-            GovernorMode::Hybrid | GovernorMode::Legacy => Some(format!("{V1} {refusing}")),
-            GovernorMode::Full | GovernorMode::Degraded { .. } => None,
         }
     }
 }
@@ -265,6 +260,7 @@ mod tests {
     fn what_is_listed_and_does_not_work_is_missing() {
         let works = Features {
             layout: Layout::V2,
+            group: true,
             memory_min: true,
             memory_high: true,
             swap_max: true,
@@ -282,19 +278,15 @@ mod tests {
             xattr: true,
             sys_resource: true,
         };
-        assert_eq!(all().tried(&works), all());
-        let mode = GovernorMode::judge(&all().tried(&Features { memory_min: false, io_max: false, ..works }));
-        assert_eq!(mode, GovernorMode::Degraded { missing: vec![Missing::Memory, Missing::Io] });
-    }
-
-    #[test]
-    fn who_asks_for_the_loop_where_it_cannot_act_is_told_the_way_out() {
-        let wanted = "cgroup v1 in use: memory protection and write throttling are not available. Remove \
-                      systemd.unified_cgroup_hierarchy=0 from the kernel command line. Refusing dynamic governor; start with \
-                      --governor=static to continue.";
-        assert_eq!(GovernorMode::Hybrid.refusal().as_deref(), Some(wanted));
-        assert_eq!(GovernorMode::Legacy.refusal().as_deref(), Some(wanted));
-        assert_eq!(GovernorMode::Full.refusal(), None);
+        assert_eq!(all().tried(&works, true), all());
+        let broken = Features { memory_min: false, io_max: false, ..works };
+        let missing = |features: &Features, disk| match GovernorMode::judge(&all().tried(features, disk)) {
+            GovernorMode::Degraded { missing } => missing,
+            _ => Vec::new(),
+        };
+        assert_eq!(missing(&broken, true), [Missing::Memory, Missing::Io]);
+        assert_eq!(missing(&broken, false), [Missing::Memory], "no disk to try it on");
+        assert_eq!(missing(&Features { group: false, ..broken }, true), [], "nowhere to try it");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use cgroup::governor::Scopes;
+use cgroup::governor::{Features, Scopes};
 use cgroup::{
     Board, Controller, Driver, GovernorMode, Hierarchy, IoMax, Measured, NodeAllocatable, OwnLimits, PodTree, Probed, QosClass,
     Reservation, calibration, mode,
@@ -74,7 +74,9 @@ pub(super) fn prepare(config: &mut Config, metrics: &Arc<Metrics>) -> anyhow::Re
     tracing::info!(group = %enforced.group, memory_limit = ?enforced.memory_limit, max_pods = reservation.max_pods, "reservation enforced");
 
     let (throttles, disks, limited) = limit_disks(config, &pod_tree, &owner, &runtime);
-    let mut probed = Probed::listed(&hierarchy, board, may_lower_oom_score());
+    let disk = limited.as_ref().map(|limits| format!("{}:{}", limits.disk.major, limits.disk.minor));
+    let features = Features::probe(&hierarchy, &pod_tree.kubepods(), disk.as_deref());
+    let mut probed = Probed::listed(&hierarchy, board, may_lower_oom_score()).tried(&features, limited.is_some());
     probed.io = probed.io && throttles;
     let mode = GovernorMode::judge(&probed);
     let lacks = mode.messages(probed.raspberry_pi);

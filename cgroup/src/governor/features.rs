@@ -19,6 +19,8 @@ const SYS_RESOURCE: u32 = 24;
 pub struct Features {
     /// The arrangement of hierarchies.
     pub layout: Layout,
+    /// There was a group to try it in.
+    pub group: bool,
     /// `memory.min`
     pub memory_min: bool,
     /// `memory.high`
@@ -60,6 +62,7 @@ impl Features {
         let pressure = hierarchy.proc_root().join("pressure/memory");
         let found = Features {
             layout: hierarchy.layout(),
+            group: false,
             memory_min: false,
             memory_high: false,
             swap_max: false,
@@ -100,6 +103,7 @@ impl Features {
         let reclaim = hierarchy.is_v2(Controller::Memory) && reclaims("4096");
         let v2_freezer = hierarchy.unified().is_some();
         Features {
+            group: true,
             memory_min: takes(Controller::Memory, "memory.min", "0"),
             memory_high: takes(Controller::Memory, "memory.high", "max"),
             swap_max: takes(Controller::Memory, "memory.swap.max", "max"),
