@@ -20,7 +20,7 @@ use crate::preflight::{self, Answer, Applied, Depth, Facts, Finding, Level, judg
 /// A server that has just been started answers 503 for a while.
 const STARTING: Duration = Duration::from_secs(90);
 /// What the package adds to containerd's unit.
-const CONTAINERD_DROP_IN: &str = "/usr/lib/systemd/system/containerd.service.d/50-edge-agent.conf";
+const CONTAINERD_DROP_IN: &str = "/usr/lib/systemd/system/containerd.service.d/40-edge-agent.conf";
 /// Not with `--yes` alone: a stall of the card longer than the watchdog waits would reboot the board.
 const ONLY_BY_HAND: &str = "watchdog";
 

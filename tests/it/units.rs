@@ -88,9 +88,14 @@ fn the_units_say_what_keeps_pods_alive() {
         ];
         assert!(!apart.iter().any(|option| line.starts_with(option)) && !line.starts_with("MountFlags"), "{line}");
     }
+    // What the agent sets at run time systemd keeps in 50-MemoryMin.conf and its like: read after ours, so that it counts.
+    let drop_ins =
+        std::fs::read_dir(systemd()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "d"));
+    let names: Vec<_> = drop_ins.flat_map(|dir| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name())).collect();
+    assert!(names.len() >= 5 && names.iter().all(|name| name.as_encoded_bytes() < &b"50-"[..]), "{names:?}");
     // A promise to a group is worth what its parent's is.
     assert!(read("edge.slice").contains("MemoryMin=24M"));
-    assert!(read("containerd.service.d/50-edge-agent.conf").contains("KillMode=process"));
+    assert!(read("containerd.service.d/40-edge-agent.conf").contains("KillMode=process"));
 }
 
 #[test]
@@ -113,7 +118,7 @@ fn systemd_accepts_the_units() {
         let source = if unit == "ssh.service" { "ssh.service.d" } else { "daemon.service.d" };
         let drop_ins = root.path().join(format!("{unit}.d"));
         std::fs::create_dir(&drop_ins).unwrap();
-        std::fs::copy(systemd().join(source).join("50-edge-agent.conf"), drop_ins.join("50-edge-agent.conf")).unwrap();
+        std::fs::copy(systemd().join(source).join("40-edge-agent.conf"), drop_ins.join("40-edge-agent.conf")).unwrap();
         let path = root.path().join(unit);
         std::fs::write(&path, "[Unit]\nDescription=edge test\n[Service]\nExecStart=/bin/true\n").unwrap();
         files.push(path);

@@ -71,7 +71,7 @@ pub(super) fn cgroup_driver(facts: &Facts) -> Verdict {
     }
 }
 
-/// A drop-in for a unit. Named so that it comes after the package's `50-edge-agent.conf` and never hides it.
+/// A drop-in for a unit. Named so that it comes after the package's `40-edge-agent.conf` and never hides it.
 fn drop_in(unit: &str, text: String) -> Fix {
     Fix::file(format!("/etc/systemd/system/{unit}.d/60-edge-agent.conf"), text)
 }

@@ -63,7 +63,7 @@ pub(super) fn gather(root: &Root, config: &Config, depth: Depth) -> Runtime {
         answer,
         containerd_program: program("containerd"),
         runc_program: program("runc"),
-        packaged: root.exists("/usr/lib/systemd/system/containerd.service.d/50-edge-agent.conf"),
+        packaged: root.exists("/usr/lib/systemd/system/containerd.service.d/40-edge-agent.conf"),
         agent_systemd: config.cgroup_driver == CgroupDriver::Systemd,
         config: text,
     }
