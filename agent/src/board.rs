@@ -77,9 +77,11 @@ impl Reading {
         firmware || self.undervoltage == Some(true) || self.celsius.is_some_and(|celsius| celsius >= HOT_CELSIUS)
     }
 
-    /// By how much everything takes longer, 1 to 2.5. A slow clock alone is an idle board.
+    /// By how much everything takes longer, 1 to 2.5. A slow clock alone is an idle board, and on a weak supply as well; where the clock is
+    /// held down for want of power the firmware says so.
     pub fn slowdown(&self) -> f64 {
-        if !self.is_held_back() {
+        let held_down = self.throttled.is_some_and(|bits| (1..Throttled::CONDITIONS.len()).any(|condition| bits.now(condition)));
+        if !held_down && self.celsius.is_none_or(|celsius| celsius < HOT_CELSIUS) {
             return 1.0;
         }
         let slower = self.clocks.iter().filter(|clock| clock.now > 0.0).map(|clock| clock.most / clock.now);

@@ -69,7 +69,7 @@ impl Outcome {
 
     /// The node condition.
     pub fn condition(&self) -> Extra {
-        Extra { kind: "RebootRequired".to_owned(), holds: self.is_required(), reason: self.reason().to_owned(), message: self.message() }
+        Extra { kind: KIND.to_owned(), holds: self.is_required(), reason: self.reason().to_owned(), message: self.message() }
     }
 
     /// One line for the condition, the event and the log.
@@ -83,6 +83,9 @@ impl Outcome {
         }
     }
 }
+
+/// The condition of the Node.
+const KIND: &str = "RebootRequired";
 
 /// Where it is kept.
 pub fn path(data_dir: &Path) -> PathBuf {
@@ -112,12 +115,22 @@ pub fn look(data_dir: &Path) -> Option<Outcome> {
     Some(judge(&read(data_dir)?, &boot_id(), Effects::look()))
 }
 
-/// Puts what was repaired since the agent started among the conditions. Mostly the look at a file that is not there.
+/// Puts what was repaired since the agent started among the conditions. Mostly the look at a file that is not there. One that the server
+/// still has from before, although `preflight` has settled it since, is over.
 pub fn amend(conditions: &mut Vec<Extra>, data_dir: &Path) {
-    if let Some(now) = look(data_dir).filter(Outcome::is_required).map(|outcome| outcome.condition()) {
+    let now = look(data_dir).filter(Outcome::is_required).map(|outcome| outcome.condition());
+    if let Some(now) = now {
         conditions.retain(|condition| condition.kind != now.kind);
         conditions.push(now);
+    } else if conditions.iter().all(|condition| condition.kind != KIND) {
+        let message = "nothing waits for a reboot".to_owned();
+        conditions.push(Extra { kind: KIND.to_owned(), holds: false, reason: "NothingPending".to_owned(), message });
     }
+}
+
+/// Whether a repair was recorded in this boot.
+pub fn is_of_this_boot(data_dir: &Path) -> bool {
+    read(data_dir).is_some_and(|pending| pending.boot_id == boot_id())
 }
 
 /// The same, and removes the record once a boot has come after it. For the start of the agent and the end of `preflight`.

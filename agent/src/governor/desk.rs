@@ -120,7 +120,12 @@ impl Desk {
         if *result != Outcome::Done {
             return;
         }
-        if order.resource == Resource::Memory {
+        let tightens = match &order.action {
+            Action::Set { target, setting } => !self.held.contains_key(&(target.clone(), setting.knob())),
+            Action::Evict { .. } | Action::Kill { .. } => true,
+            Action::Restore { .. } | Action::Reclaim { .. } => false,
+        };
+        if tightens && order.resource == Resource::Memory {
             self.last_memory.clone_from(&order.why);
         }
         match &order.action {

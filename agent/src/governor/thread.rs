@@ -223,8 +223,13 @@ impl Loop {
             .map(|held| (held.target.clone(), held.knob))
             .collect();
         for (target, knob) in strays {
+            let resource = match knob {
+                Knob::MemoryHigh | Knob::SwapMax | Knob::Freeze => Resource::Memory,
+                Knob::CpuMax | Knob::CpuIdle => Resource::Cpu,
+                Knob::IoMax => Resource::Io,
+            };
             let why = "nothing asks for it any more".to_owned();
-            self.obey(Order { action: Action::Restore { target, knob }, resource: Resource::Memory, why });
+            self.obey(Order { action: Action::Restore { target, knob }, resource, why });
         }
     }
 

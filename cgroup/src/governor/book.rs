@@ -23,6 +23,8 @@ pub struct Held {
     pub made: Duration,
     /// When it was needed last.
     pub needed: Duration,
+    /// How far it was why pressure came back when it was let off.
+    pub(super) strikes: u32,
     /// How often it was made again shortly after it was undone or let off.
     pub again: u32,
 }
@@ -56,7 +58,7 @@ impl Book {
                 held.made = now;
                 held.needed = now;
             })
-            .or_insert(Held { setting, resource, since: now, made: now, needed: now, again });
+            .or_insert(Held { setting, resource, since: now, made: now, needed: now, strikes: 0, again });
         Order { action: Action::Set { target: target.clone(), setting }, resource, why }
     }
 
@@ -98,9 +100,10 @@ impl Book {
     }
 
     /// It was let off, and that went wrong.
-    pub(super) fn again(&mut self, target: &Target, knob: Knob) {
+    pub(super) fn strike(&mut self, target: &Target, knob: Knob, times: u32) {
         if let Some(held) = self.held.get_mut(&(target.clone(), knob)) {
             held.again += 1;
+            held.strikes += times;
         }
     }
 

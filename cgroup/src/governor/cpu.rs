@@ -50,42 +50,42 @@ impl Ladder {
         if (waits.now >= Level::Act && waits.level >= Level::Act || hot) && !scene.booting() {
             self.needed = now;
             self.unwanted = None;
-            let (signal, step) = if waits.now >= Level::Act { (Signal::OwnCpu, STEP) } else { (Signal::Heat, COOLS) };
+            let (signal, step) = if waits.now.min(waits.level) >= Level::Act { (Signal::OwnCpu, STEP) } else { (Signal::Heat, COOLS) };
             self.cooling = signal == Signal::Heat;
+            let sheds = self.cooling && scene.book.get(&Target::BestEffort, Knob::CpuMax).is_none() && best_effort(scene) >= A_USER;
             // What somebody uses is known from the second look on.
             let known = !self.cooling || scene.pods.iter().any(|pod| pod.watched >= KNOWN);
-            if known && self.rung < 3 && (self.rung == 0 || now.saturating_sub(self.moved) >= step) {
-                return self.up(scene, signal);
+            if known && (self.rung < 3 || sheds) && (self.rung == 0 || now.saturating_sub(self.moved) >= step) {
+                return self.up(scene, signal, sheds);
             }
             return Vec::new();
         }
         self.down(scene)
     }
 
-    fn up(&mut self, scene: &mut Scene<'_>, signal: Signal) -> Vec<Order> {
+    fn up(&mut self, scene: &mut Scene<'_>, signal: Signal, sheds: bool) -> Vec<Order> {
         let now = scene.now;
         self.moved = now;
         // BestEffort pods that do not wait for the processor are not in the way, but they heat it; running only when nobody else does would
         // not change that.
         let in_the_way = scene.signals.wanted.cpu >= UNWANTED_BELOW;
-        let before = self.rung;
-        self.rung = match signal {
-            Signal::Heat if self.rung < 2 && best_effort(scene) >= A_USER => 2,
+        let next = match signal {
+            Signal::Heat if sheds => 2,
             Signal::Heat => 3,
             _ if in_the_way => self.rung + 1,
             _ => 3,
         };
         let why = scene.signals.say(signal);
         let quarter = scene.settings.cpus * CPU_PERIOD_US / 4;
-        match self.rung {
+        let before = self.rung;
+        self.rung = next.max(before);
+        match next {
             1 => vec![scene.book.set(now, &Target::BestEffort, Setting::CpuIdle, Resource::Cpu, why)],
             2 => vec![scene.book.set(now, &Target::BestEffort, Setting::CpuMax(quarter), Resource::Cpu, why)],
             _ => {
                 let Some(pod) = greediest(scene) else {
                     scene.suppressed.no_candidate += 1;
-                    if signal == Signal::Heat {
-                        self.rung = before;
-                    }
+                    self.rung = before;
                     return Vec::new();
                 };
                 let requested = pod.pod.facts.cpu_request * CPU_PERIOD_US / 1000;

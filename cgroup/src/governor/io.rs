@@ -90,7 +90,8 @@ impl Ladder {
         let facts = writer.pod.facts.clone();
         let why = format!("{why}; {} writes {:.1} MiB/s", facts.name, writer.written / 1_048_576.0);
         let rate = writer.written as u64;
-        if self.emergency.is_some_and(|since| now.saturating_sub(since) >= EMERGENCY) {
+        let stuck = scene.signals.of(Signal::OwnIo).now == Level::Emergency;
+        if stuck && self.emergency.is_some_and(|since| now.saturating_sub(since) >= EMERGENCY) {
             if scene.rates.may_evict(now) {
                 let held = self.frozen.take().map(|(frozen, _)| frozen);
                 for frozen in held.iter().chain([&whom]) {

@@ -231,6 +231,77 @@ fn a_braked_pod_that_only_wants_back_what_it_had_gets_it() {
 }
 
 #[test]
+fn two_bursts_of_others_do_not_end_a_pod_that_wants_back_what_it_had() {
+    let mut web = hog("web", QosClass::BestEffort, 20);
+    web.until = 60 * MIB;
+    web.pod.used.memory = 60 * MIB;
+    web.pod.used.relief = 60 * MIB;
+    let mut sim = Sim::new(UP, vec![web]);
+    for _ in 0..2 {
+        for tick in 0..30 {
+            sim.hurt(if tick < 10 { 0.15 } else { 0.0 }, 0.0);
+            sim.tick();
+            // Below its brake it has to do with less.
+            let actor = &mut sim.actors[0];
+            if let Some(high) = actor.high {
+                actor.pod.used.memory = actor.pod.used.memory.min(high);
+                actor.pod.used.relief = actor.pod.used.memory;
+            }
+        }
+        sim.run(seconds(2));
+    }
+    sim.run(seconds(40));
+    assert_eq!(sim.names(), ["web"], "{:#?}", sim.orders);
+    assert!(sim.touched.is_empty(), "{:?}", sim.touched);
+}
+
+#[test]
+fn whom_wishes_and_priorities_put_last_goes_last_also_when_it_waits_most() {
+    let mut dear = actor("dear", QosClass::BestEffort, 40);
+    dear.pod.facts.priority = 1000;
+    let mut spared = actor("spared", QosClass::BestEffort, 40);
+    spared.pod.facts.preference = Preference::Avoid;
+    let mut sim = Sim::new(UP, vec![dear, spared, actor("plain", QosClass::BestEffort, 40)]);
+    let began = sim.sample.at;
+    while sim.names().len() == 3 && sim.sample.at < began + seconds(5) {
+        sim.hurt(0.5, 0.0);
+        for actor in &mut sim.actors[..2] {
+            actor.pod.used.memory_stall_us += 40_000;
+        }
+        sim.tick();
+    }
+    assert_eq!(sim.names(), ["dear", "spared"], "{:#?}", sim.orders);
+}
+
+#[test]
+fn the_disk_has_to_be_stuck_when_somebody_is_ended_for_it() {
+    let mut writer = actor("writer", QosClass::BestEffort, 20);
+    writer.writes = 50 * MIB;
+    let mut sim = Sim::new(UP, vec![writer]);
+    // One long write, and then what a card does when it is busy.
+    sim.sample.write_age = seconds(6);
+    sim.tick();
+    for tick in 0..2000u64 {
+        sim.sample.write_age = Duration::from_millis(tick * 50 % 3000);
+        sim.tick();
+    }
+    assert!(!sim.ordered(Resource::Io).contains(&"evict"), "{:#?}", sim.orders);
+}
+
+#[test]
+fn heat_that_finds_nobody_looks_again() {
+    let mut sim = Sim::new(UP, vec![actor("loop", QosClass::BestEffort, 20)]);
+    sim.sample.frequency = Some(0.5);
+    sim.run(seconds(30));
+    assert_eq!((sim.law.state(), sim.touched.len()), (State::Calm, 0), "it sleeps");
+    for _ in 0..1000 {
+        sim.actors[0].pod.used.cpu_us += 50_000;
+        sim.tick();
+    }
+    assert_eq!(sim.touched.keys().collect::<Vec<_>>(), [&(Target::BestEffort, Knob::CpuMax)]);
+}
+
+#[test]
 fn a_brake_without_a_memory_limit_is_let_off_too() {
     let mut sim = Sim::new(UP, vec![hog("hog", QosClass::BestEffort, 170)]);
     while sim.touched.is_empty() && sim.sample.at < UP + seconds(10) {
@@ -409,6 +480,18 @@ fn check(sim: &Sim, before: &[sim::Actor], orders: &[(Duration, Order)]) -> Resu
             });
             prop_assert!(!another, "a Guaranteed pod while another candidate exists: {order:?}");
         }
+    }
+    // Whom its owner asked to spare is spared while anybody else could be ended.
+    for (_, order) in orders.iter().filter(|(_, order)| order.resource == Resource::Memory && order.action.name() == "kill") {
+        let of = |uid: &str| before.iter().find(|actor| actor.pod.facts.uid == uid);
+        let Target::Pod { uid, .. } = order.action.target() else { continue };
+        let spare = |actor: &&sim::Actor| actor.pod.facts.preference == Preference::Avoid;
+        let usual = |actor: &&sim::Actor| {
+            let (facts, used) = (&actor.pod.facts, &actor.pod.used);
+            !facts.protected && facts.qos != QosClass::Guaranteed && used.relief >= 16 * MIB && actor.asked_to_stop.is_none()
+        };
+        let another = before.iter().filter(|actor| !spare(actor)).any(|actor| usual(&actor));
+        prop_assert!(!(of(uid).filter(spare).is_some() && another), "{order:?}");
     }
     let frozen = sim.touched.keys().filter(|(_, knob)| *knob == Knob::Freeze).count();
     prop_assert!(frozen <= 1, "{:?}", sim.touched);

@@ -27,6 +27,8 @@ const ENDS: Duration = Duration::from_secs(2);
 const HUNGRY: f64 = 0.10;
 /// With all calm a braked pod that wants more gets a tenth more so often.
 const LOOSEN: Duration = Duration::from_secs(1);
+/// So often pressure has to come back.
+const STRIKES: u32 = 2;
 /// While something still warns, so long after its brake.
 const WARNED_LONG: Duration = Duration::from_secs(10);
 /// Kept after it was needed last.
@@ -97,6 +99,7 @@ impl Ladder {
         let mut orders = Vec::new();
         let now = scene.now;
         self.thawed.retain(|_, at| now.saturating_sub(*at) < FORGIVEN);
+        self.loosened.retain(|whom, _| scene.book.get(whom, Knob::MemoryHigh).is_some());
         self.follow_ending(scene, &mut orders);
         if self.frozen.as_ref().is_some_and(|(target, _)| scene.pod(target).is_none()) {
             self.frozen = None;
@@ -126,8 +129,8 @@ impl Ladder {
             self.climb(scene, &danger, &mut orders);
         }
         self.thaw(scene, &mut orders);
-        if self.state == State::Brake && danger.now == Level::Calm && !presses {
-            self.loosen(scene, &hungry, &mut orders);
+        if self.state == State::Brake && danger.now == Level::Calm {
+            self.loosen(scene, &danger, &hungry, &mut orders);
         }
         self.step_down(scene, &mut orders);
         self.tell(scene);
@@ -208,8 +211,9 @@ impl Ladder {
         let used = pod.pod.used;
         let high = (used.memory / 10 * 9).max(pod.pod.facts.memory_request).max(SMALLEST_BRAKE);
         if used.high.is_none_or(|now| high < now) {
-            if self.loosened.remove(&whom).is_some() {
-                scene.book.again(&whom, Knob::MemoryHigh);
+            if self.loosened.remove(&whom).is_some() && contributes(&candidate) {
+                // Where its own class is full it is why; else it may have met somebody else's hunger once more.
+                scene.book.strike(&whom, Knob::MemoryHigh, if danger.worst == Signal::Brake { STRIKES } else { 1 });
             }
             orders.push(scene.book.set(now, &whom, Setting::MemoryHigh(high), Resource::Memory, why.clone()));
         }
@@ -233,7 +237,7 @@ impl Ladder {
             return;
         }
         let found = candidates(scene.pods, &situation(scene), Need::Usual);
-        let Some(first) = choose(scene, &found) else {
+        let Some(first) = choose(scene, danger, &found) else {
             scene.suppressed.no_candidate += 1;
             self.entered = now;
             return;
@@ -262,7 +266,7 @@ impl Ladder {
     fn evict(&mut self, scene: &mut Scene<'_>, danger: &Danger, orders: &mut Vec<Order>) {
         let found = candidates(scene.pods, &situation(scene), Need::Usual);
         let frozen = self.frozen.as_ref().map(|(target, _)| target.clone());
-        let chosen = found.iter().find(|candidate| Some(target(candidate.of)) == frozen).or_else(|| choose(scene, &found));
+        let chosen = found.iter().find(|candidate| Some(target(candidate.of)) == frozen).or_else(|| choose(scene, danger, &found));
         match chosen {
             Some(candidate) => self.end(scene, candidate, &found, danger, orders),
             None => {
@@ -311,7 +315,9 @@ impl Ladder {
             return;
         }
         let found = candidates(scene.pods, &situation(scene), Need::Last);
-        let Some(first) = choose(scene, &found) else {
+        // Whoever is held at its brake no longer is why.
+        let free = |candidate: &&Candidate<'_>| scene.book.get(&target(candidate.of), Knob::MemoryHigh).is_none();
+        let Some(first) = peers(&found).filter(free).find(contributes).or(found.first()) else {
             scene.suppressed.no_candidate += 1;
             return;
         };
@@ -365,21 +371,23 @@ impl Ladder {
 
     /// A braked pod that wants more, on a board that is calm, gets more: it may only have been hit by somebody else's hunger. Whether it
     /// makes the board suffer again tells which.
-    fn loosen(&mut self, scene: &mut Scene<'_>, hungry: &[Target], orders: &mut Vec<Order>) {
+    fn loosen(&mut self, scene: &mut Scene<'_>, danger: &Danger, hungry: &[Target], orders: &mut Vec<Order>) {
         let now = scene.now;
         for whom in hungry {
+            if insists(scene, danger, whom) {
+                continue;
+            }
             let Some(held) = scene.book.get(whom, Knob::MemoryHigh) else { continue };
             let (Setting::MemoryHigh(high), made) = (held.setting, held.made) else { continue };
             if now.saturating_sub(made) < LOOSEN {
                 continue;
             }
             self.loosened.insert(whom.clone(), now);
-            let more = high / 10 * 11;
-            orders.extend(if more < scene.settings.pods_max {
-                Some(scene.book.set(now, whom, Setting::MemoryHigh(more), Resource::Memory, "calm".to_owned()))
-            } else {
-                scene.book.restore(now, whom, Knob::MemoryHigh, "calm")
-            });
+            // Up to what all pods may have together: whether that is too much is seen while it is still held.
+            let more = (high / 10 * 11).min(scene.settings.pods_max);
+            if more > high {
+                orders.push(scene.book.set(now, whom, Setting::MemoryHigh(more), Resource::Memory, "calm".to_owned()));
+            }
         }
     }
 
@@ -481,20 +489,30 @@ fn contributes(candidate: &&Candidate<'_>) -> bool {
     candidate.of.stall >= HUNGRY || candidate.of.growth > GROWS
 }
 
-/// Who is next, of those in their order: who does not accept its brake, else who contributes, else the first. Pods are looked at only since
-/// the first warning, so that an idle one cannot be known by what it did before.
-fn choose<'a, 'b>(scene: &Scene<'_>, found: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
+/// Who is next: who does not accept its brake, else who contributes, else the first. Pods are looked at only since the first warning, so
+/// that an idle one cannot be known by what it did before.
+fn choose<'a, 'b>(scene: &Scene<'_>, danger: &Danger, found: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
     let hungry = hungry(scene);
-    let insists = |candidate: &&Candidate<'_>| hungry.contains(&target(candidate.of));
-    found.iter().find(insists).or_else(|| found.iter().find(contributes)).or_else(|| found.first())
+    let held = |candidate: &&Candidate<'_>| {
+        let whom = target(candidate.of);
+        hungry.contains(&whom) && insists(scene, danger, &whom)
+    };
+    peers(found).find(held).or_else(|| peers(found).find(contributes)).or(found.first())
+}
+
+/// Those that wishes and priorities put no later than the first.
+fn peers<'a, 'b>(found: &'b [Candidate<'a>]) -> impl Iterator<Item = &'b Candidate<'a>> {
+    let wish = |candidate: &Candidate<'_>| (candidate.of.pod.facts.preference, candidate.of.pod.facts.priority);
+    let first = found.first().map(wish);
+    found.iter().take_while(move |candidate| Some(wish(candidate)) == first)
 }
 
 /// Whether a braked pod's wish for more is pressure. Once is not: any pod that uses what it has wants it back. It is where something else
-/// presses, where the last time it got more ended in pressure, and where the board is not calm even long after.
+/// presses, where it had its chances and each ended in pressure, and where the board is not calm even long after.
 fn insists(scene: &Scene<'_>, danger: &Danger, hungry: &Target) -> bool {
     let Some(held) = scene.book.get(hungry, Knob::MemoryHigh) else { return false };
     let long = scene.now.saturating_sub(held.since) >= WARNED_LONG;
-    held.again > 0 || danger.now >= Level::Act || danger.now >= Level::Warn && long
+    held.strikes >= STRIKES || danger.now >= Level::Act || danger.now >= Level::Warn && long
 }
 
 /// Braked pods that want more than they may have.

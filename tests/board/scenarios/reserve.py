@@ -25,9 +25,9 @@ def changed(before, after):
     return {name: (value, after.get(name)) for name, value in before.items() if after.get(name) != value}
 
 
-def metric(board, name):
-    """All series of a metric with their values."""
-    said = board.sh("curl -s http://127.0.0.1:9470/metrics || wget -qO- http://127.0.0.1:9470/metrics", check=False)
+def metric(server, name):
+    """All series of a metric of the node with their values."""
+    said = server.kubectl("get", "--raw", "/api/v1/nodes/board/proxy/metrics")
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in said.splitlines() if line.startswith(name)}
 
 
@@ -44,10 +44,10 @@ def run(lab):
             board.sh(f"mkdir -p $(dirname {DROP_IN}) && printf 'kubelet-arg+:\\n  - cgroup-driver=systemd\\n' >{DROP_IN} && "
                      "systemctl restart containerd edge-agent", limit=300)
             server.wait_ready()
-        stands(lab, board, driver)
+        stands(lab, board, server, driver)
 
 
-def stands(lab, board, driver):
+def stands(lab, board, server, driver):
     kubepods = PODS[driver][0]
     wait_until("the tree is sized", lambda: values(board, driver).get("user.slice/memory.max") not in (None, "", "max"), 120)
     before = values(board, driver)
@@ -81,6 +81,6 @@ def stands(lab, board, driver):
     lab.step("a stranger writes")
     board.sh(f"echo max >/sys/fs/cgroup/{kubepods}/memory.max; echo 0 >/sys/fs/cgroup/edge.slice/memory.min")
     wait_until("both values are back", lambda: not changed(before, values(board, driver)), 90)
-    drift = {name: value for name, value in metric(board, "edge_agent_reservation_drift_total").items() if value}
+    drift = {name: value for name, value in metric(server, "edge_agent_reservation_drift_total").items() if value}
     lab.check("and were counted", len(drift) == 2, drift)
     lab.say(board.sh("edge-agent status | head -40", check=False))

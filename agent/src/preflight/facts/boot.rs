@@ -52,7 +52,9 @@ pub(super) fn gather(root: &Root, config: &Config) -> Boot {
     let told = told(&line);
     Boot {
         raspberry_pi: root.read("/proc/device-tree/model").is_some_and(|model| model.contains("Raspberry Pi")),
-        firmware: Firmware::find(&root.0),
+        // A clock that was set after the line was written makes it look older than the boot.
+        firmware: Firmware::find(&root.0)
+            .map(|firmware| Firmware { before_boot: firmware.before_boot && !reboot::is_of_this_boot(&config.data_dir), ..firmware }),
         built: root.read("/proc/version").as_deref().and_then(built),
         unknown_flag: told.memory && unknown_flag(root),
         psi_compiled: root.read(&format!("/boot/config-{release}")).map(|text| text.lines().any(|line| line == "CONFIG_PSI=y")),
