@@ -168,6 +168,7 @@ pub async fn run(mut config: Config, stop: watch::Receiver<bool>, started: Insta
         data_dir: config.data_dir.clone(),
         run_dir: config.run_dir.clone(),
         info: governor_setup::info(&machine),
+        features: machine.features,
         metrics: Arc::clone(&metrics),
         view: view.clone(),
         recorder: recorder.clone(),

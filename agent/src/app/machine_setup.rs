@@ -37,6 +37,8 @@ pub(super) struct Prepared {
     pub scopes: Scopes,
     /// The disk of the pods with its limits, where it has some.
     pub disk: Option<IoMax>,
+    /// What of the kernel works.
+    pub features: Features,
 }
 
 /// Fails only where pods could not be run within limits at all. Completes what the configuration leaves to the machine.
@@ -123,7 +125,18 @@ pub(super) fn prepare(config: &mut Config, metrics: &Arc<Metrics>) -> anyhow::Re
     ];
     scopes.extend(owner.group().map(|group| scope("agent", group.to_owned())));
     metrics.collect(Box::new(CgroupScopes::new(hierarchy, scopes)));
-    Ok(Prepared { machine, reservation, pod_tree, capacity, allocatable, reservations, conditions, scopes: watched, disk: limited })
+    Ok(Prepared {
+        machine,
+        reservation,
+        pod_tree,
+        capacity,
+        allocatable,
+        reservations,
+        conditions,
+        scopes: watched,
+        disk: limited,
+        features,
+    })
 }
 
 /// containerd's control group and images.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cgroup::PodTree;
-use cgroup::governor::{Scopes, Settings, Triggers, Waker};
+use cgroup::governor::{Features, Scopes, Settings, Triggers, Waker};
 use tokio::sync::watch;
 
 use crate::config::GovernorWish;
@@ -53,8 +53,10 @@ pub struct Deps {
     pub data_dir: std::path::PathBuf,
     /// Volatile state.
     pub run_dir: std::path::PathBuf,
-    /// What the machine offers; psi and features are found out by trying.
+    /// What the machine offers.
     pub info: Info,
+    /// What of it works, as it was tried.
+    pub features: Features,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// The pods of this node.

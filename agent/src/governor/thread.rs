@@ -7,7 +7,6 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cgroup::PodTree;
 use cgroup::governor::{
     Action, Actuator, ActuatorOptions, Done, Features, Inputs, Knob, Law, Level, Order, Place, PodFacts, PodReader, Resource, Sample,
     Sensor, SensorOptions, Signal, Stall, Stance, State, Target, Triggers,
@@ -39,7 +38,6 @@ struct Loop {
     sensor: Sensor,
     reader: PodReader,
     actuator: Actuator,
-    features: Features,
     facts: Arc<Vec<PodFacts>>,
     inputs: Inputs,
     ratios: [Trend; 3],
@@ -82,13 +80,11 @@ pub(super) fn start(
     let actuator = Actuator::new(deps.tree.clone(), ActuatorOptions { disk: deps.disk.clone(), run_dir: deps.run_dir.clone() });
     let options = SensorOptions { sys_root: "/sys".into(), state_dir: deps.data_dir.clone() };
     let sensor = Sensor::new(deps.tree.hierarchy(), &deps.scopes, &options);
-    let features = probe(&deps.tree, deps.disk.as_deref());
     let looper = Loop {
         law: Law::new(deps.settings),
         sensor,
         reader: PodReader::new(deps.tree.clone()),
         actuator,
-        features,
         facts: Arc::default(),
         inputs: Inputs::default(),
         ratios: Default::default(),
@@ -112,13 +108,9 @@ pub(super) fn start(
         .context("starting the governor")
 }
 
-fn probe(tree: &PodTree, disk: Option<&str>) -> Features {
-    Features::probe(tree.hierarchy(), &tree.kubepods(), disk)
-}
-
 /// What is shown where no loop runs.
 pub(super) fn still(deps: &Deps) -> Snapshot {
-    let (info, features) = offered(&probe(&deps.tree, deps.disk.as_deref()), Info { profile: "static", ..deps.info });
+    let (info, features) = offered(&deps.features, Info { profile: "static", ..deps.info });
     Snapshot { info: Some(info), features, ..Snapshot::default() }
 }
 
@@ -148,7 +140,7 @@ impl Loop {
 
     fn run(mut self) {
         hot::enter("governor");
-        let _ = self.reports.try_send(Report::Began { mode: self.mode(), lacks: self.features.missing() });
+        let _ = self.reports.try_send(Report::Began { mode: self.mode(), lacks: self.deps.features.missing() });
         while !self.shared.stop.load(Ordering::Relaxed) {
             let wake = self.triggers.wait(self.law.period());
             let began = Instant::now();
@@ -354,7 +346,7 @@ impl Loop {
                 throttled[place] += 1;
             }
         }
-        let (info, features) = offered(&self.features, Info { profile: self.mode(), ..self.deps.info });
+        let (info, features) = offered(&self.deps.features, Info { profile: self.mode(), ..self.deps.info });
         let ratios = [self.ratios[0].now, self.ratios[1].now, self.ratios[2].now];
         let place = State::ALL.iter().position(|one| *one == state).unwrap_or(0);
         self.metrics().set_snapshot(&Snapshot { info: Some(info), features, state: place, levels, throttled, frozen, ratios });

@@ -13,6 +13,7 @@ use crate::{CPU_PERIOD_US, QosClass};
 const STEP: Duration = Duration::from_secs(2);
 /// What was shed shows in the temperature after this.
 const COOLS: Duration = Duration::from_secs(20);
+/// Watched for so long, what a pod uses is known.
 const KNOWN: Duration = Duration::from_secs(1);
 /// Processors; less is nothing to shed.
 const A_USER: f64 = 0.1;

@@ -18,6 +18,15 @@ fn hog(name: &str, qos: QosClass, rate: u64) -> sim::Actor {
     sim::Actor { grows: rate * MIB, until: 1000 * MIB, ..actor(name, qos, 10) }
 }
 
+/// All that it holds it uses: below that it waits.
+fn full() -> sim::Actor {
+    let mut web = hog("web", QosClass::BestEffort, 20);
+    web.until = 60 * MIB;
+    web.pod.used.memory = 60 * MIB;
+    web.pod.used.relief = 60 * MIB;
+    web
+}
+
 #[test]
 fn a_calm_machine_is_left_alone() {
     let mut sim = Sim::new(UP, vec![actor("web", QosClass::Burstable, 40), actor("db", QosClass::Guaranteed, 40)]);
@@ -211,12 +220,7 @@ fn heat_is_shed_from_best_effort_and_stays_shed_while_it_is_hot() {
 
 #[test]
 fn a_braked_pod_that_only_wants_back_what_it_had_gets_it() {
-    // All that it holds it uses: below that it waits.
-    let mut web = hog("web", QosClass::BestEffort, 20);
-    web.until = 60 * MIB;
-    web.pod.used.memory = 60 * MIB;
-    web.pod.used.relief = 60 * MIB;
-    let mut sim = Sim::new(UP, vec![web]);
+    let mut sim = Sim::new(UP, vec![full()]);
     // Something outside all pods makes the agent wait for a moment.
     while sim.touched.is_empty() && sim.sample.at < UP + seconds(5) {
         sim.hurt(0.1, 0.0);
@@ -232,11 +236,7 @@ fn a_braked_pod_that_only_wants_back_what_it_had_gets_it() {
 
 #[test]
 fn two_bursts_of_others_do_not_end_a_pod_that_wants_back_what_it_had() {
-    let mut web = hog("web", QosClass::BestEffort, 20);
-    web.until = 60 * MIB;
-    web.pod.used.memory = 60 * MIB;
-    web.pod.used.relief = 60 * MIB;
-    let mut sim = Sim::new(UP, vec![web]);
+    let mut sim = Sim::new(UP, vec![full()]);
     for _ in 0..2 {
         for tick in 0..30 {
             sim.hurt(if tick < 10 { 0.15 } else { 0.0 }, 0.0);

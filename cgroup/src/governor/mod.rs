@@ -14,6 +14,7 @@ pub mod law;
 mod ledger;
 mod memory;
 mod pods;
+mod pressing;
 mod rate;
 mod reclaim;
 pub mod sample;
