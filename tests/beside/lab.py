@@ -333,7 +333,7 @@ class Lab:
         open(config, "w").write(
             f"server: https://{self.server.ip}:6443\ntoken: {TOKEN}\nnode-name: {place.name}\nnode-ip: {place.ip}\ndata-dir: {place.dir}\n"
             f"run-dir: {self.run_dir}\ncontainerd: managed\npod-logs-dir: {place.dir}/pod-logs\nnode-password-file: {place.dir}/password\n"
-            f"kubelet-arg:\n  - root-dir={place.dir}/kubelet\n  - cgroup-root=/{place.name}\n{extra}\n")
+            f"kubelet-arg:\n  - root-dir={place.dir}/kubelet\n  - cgroup-root=/{place.name}\n  - eviction-hard=nodefs.available<1Gi\n{extra}\n")
         os.chmod(config, 0o600)
 
     def stop(self, place, with_containerd):

@@ -36,14 +36,15 @@ const SOON: Duration = Duration::from_secs(60);
 /// Exit code for a configuration or a token that has to be corrected first (sysexits' EX_CONFIG).
 const CONFIG: i32 = 78;
 
-/// A configuration of its own for one attempt, with this line in it.
-fn instance(node: &Node, name: &str, line: &str) -> PathBuf {
+/// A configuration of its own for one attempt.
+fn instance(node: &Node, name: &str) -> PathBuf {
     let dir = node.dir.join(name);
     std::fs::create_dir_all(&dir).expect("directory is made");
     let file = dir.join("config.yaml");
     let d = dir.display();
     let text = format!(
-        "node-ip: {}\ndata-dir: {d}/data\nrun-dir: {d}/run\nnode-password-file: {d}/password\ncontainerd: managed\n{line}\n",
+        "node-ip: {}\ndata-dir: {d}/data\nrun-dir: {d}/run\nnode-password-file: {d}/password\ncontainerd: managed\n\
+         kubelet-arg: [eviction-hard=nodefs.available<1Gi]\n",
         node.ip
     );
     std::fs::write(&file, text).expect("configuration is written");
@@ -79,7 +80,7 @@ fn joining_says_what_is_wrong() {
             ("name", &[&url, "--token", &token, "--node-name", "Bad_Name"], CONFIG, &["Bad_Name", "not a DNS name"]),
         ];
         for (name, args, code, words) in cases {
-            let config = instance(node, name, "");
+            let config = instance(node, name);
             let mut all = vec!["join"];
             all.extend_from_slice(args);
             let ended = edge_agent(&machine.bin, node, &all, &config);
@@ -92,7 +93,7 @@ fn joining_says_what_is_wrong() {
             assert!(!ended.stderr.contains(&token) && !ended.stdout.contains(&token), "{name}: the token is not shown");
         }
         // A full disk below the data directory.
-        let config = instance(node, "full", "");
+        let config = instance(node, "full");
         let data = node.dir.join("full/data").display().to_string();
         node.sh("mkdir", &["-p", &data]);
         node.sh("mount", &["-t", "tmpfs", "-o", "size=8k", "none", &data]);
@@ -193,7 +194,7 @@ fn a_server_certificate_of_other_years_is_a_matter_of_the_clock() {
         ];
         for (name, years, when, remedy) in cases {
             let server = OtherYears::start(ip, years);
-            let config = instance(node, name, "");
+            let config = instance(node, name);
             let ended = edge_agent(&machine.bin, node, &["join", &server.url, "--token", &server.token], &config);
             // Not the exit code of a wrong configuration: once the clock is right, the same command works.
             assert_eq!(ended.code, Some(1), "{name}: {ended:?}");
@@ -231,7 +232,7 @@ fn a_missing_kernel_feature_is_named_before_anything_is_written() {
             command.arg(hidden).arg(machine.bin.join("edge-agent")).args(args).arg("--config").arg(config);
             output(command, SOON)
         };
-        let config = instance(node, "no-memory", "");
+        let config = instance(node, "no-memory");
         let joined = without(&["join", &cluster.server_url, "--token", &token], &config);
         assert_eq!(joined.code, Some(1), "{joined:?}");
         let checked = without(&["preflight"], &config);

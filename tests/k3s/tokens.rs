@@ -36,8 +36,11 @@ fn attempt(machine: &Machine, node: &Node, name: &str, args: &[&str]) -> Output 
     std::fs::create_dir_all(&dir).expect("directory is made");
     let file = dir.join("config.yaml");
     let d = dir.display();
-    let text =
-        format!("node-ip: {}\ndata-dir: {d}/data\nrun-dir: {d}/run\nnode-password-file: {d}/password\ncontainerd: managed\n", node.ip);
+    let text = format!(
+        "node-ip: {}\ndata-dir: {d}/data\nrun-dir: {d}/run\nnode-password-file: {d}/password\ncontainerd: managed\n\
+                 kubelet-arg: [eviction-hard=nodefs.available<1Gi]\n",
+        node.ip
+    );
     std::fs::write(&file, text).expect("configuration is written");
     let mut command = node.command(machine.bin.join("edge-agent"));
     command.arg("join").args(args).arg("--config").arg(&file);

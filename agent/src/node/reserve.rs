@@ -41,7 +41,7 @@ fn amounts(reserved: &BTreeMap<String, String>) -> Amounts {
 }
 
 /// A quantity, or a percentage of the capacity.
-pub(super) fn threshold(text: &str, capacity: u64) -> u64 {
+pub(crate) fn threshold(text: &str, capacity: u64) -> u64 {
     match text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()) {
         Some(percent) => (capacity as f64 * percent / 100.0) as u64,
         None => text.parse::<Quantity>().map_or(0, |q| u64::try_from(q.value()).unwrap_or(0)),

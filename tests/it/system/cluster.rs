@@ -332,9 +332,10 @@ impl Cluster {
         wait_for(Duration::from_secs(10), "namespaces of the node", || if dir.join("up").exists() { Ok(()) } else { Err(holder.tail()) });
         let config = self.dir.join(format!("{name}.yaml"));
         let (d, r) = (dir.display(), run_dir.display());
+        // The share of free bytes on a large disk of the machine that tests says nothing about them.
         let text = format!(
             "node-ip: {ip}\ndata-dir: {d}\nrun-dir: {r}\ncontainerd: managed\npod-logs-dir: {d}/pod-logs\n\
-             node-password-file: {d}/password\nkubelet-arg:\n  - root-dir={d}/kubelet\n  - cgroup-root=/{name}\n{extra}"
+             node-password-file: {d}/password\nkubelet-arg:\n  - root-dir={d}/kubelet\n  - cgroup-root=/{name}\n  - eviction-hard=nodefs.available<1Gi\n{extra}"
         );
         std::fs::write(&config, text).expect("configuration is written");
         let log = self.dir.join(format!("{name}.log"));

@@ -2,6 +2,7 @@
 
 use super::super::fix::Fix;
 use super::{Verdict, blocked, pass, skipped, warn};
+use crate::node::reserve::threshold;
 use crate::preflight::Facts;
 use crate::preflight::facts::storage::Swap;
 
@@ -92,8 +93,9 @@ pub(super) fn room(facts: &Facts) -> Verdict {
         Some(inodes) => format!("{bytes} % of {} MiB and {inodes} % of the inodes free below {place}", size >> 20),
         None => format!("{bytes} % of {} MiB free below {place}", size >> 20),
     };
-    if bytes < 5 {
-        blocked(found, "Free some space: below 5 % pods are evicted")
+    let evicting = storage.nodefs_available.as_ref().filter(|text| free < threshold(text, size));
+    if let Some(text) = evicting {
+        blocked(found, format!("Free some space: below {text} (eviction-hard, nodefs.available) pods are evicted"))
     } else if bytes < 15 || inodes.is_some_and(|inodes| inodes < 10) {
         warn(found, "Free some space: images need it")
     } else {

@@ -31,6 +31,8 @@ pub struct Storage {
     pub data_writable: bool,
     /// Size and free bytes below the data directory.
     pub bytes: Option<(u64, u64)>,
+    /// Where the operator wants pods evicted for the disk's sake: a quantity or a percentage.
+    pub nodefs_available: Option<String>,
     /// The same in inodes; None where the file system has no fixed number.
     pub inodes: Option<(u64, u64)>,
     pub root_read_only: bool,
@@ -71,6 +73,7 @@ pub(super) fn gather(root: &Root, config: &Config, measure: bool) -> Storage {
         data_dir: config.data_dir.clone(),
         root_read_only: root.mount("/").is_some_and(|(_, options)| options.split(',').next() == Some("ro")),
         bytes,
+        nodefs_available: config.eviction_hard.get("nodefs.available").cloned(),
         inodes,
         store,
         disk,
