@@ -15,6 +15,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::cri;
 use crate::cri::image_service_client::ImageServiceClient;
 use crate::cri::runtime_service_client::RuntimeServiceClient;
+use crate::starts::{Place, Starts};
 use crate::{Error, Result};
 
 /// Deadline of a plain call; the kubelet's `runtimeRequestTimeout`.
@@ -29,6 +30,7 @@ const MESSAGE_LIMIT: usize = 16 << 20;
 pub struct Client {
     channel: Channel,
     socket: Arc<Path>,
+    starts: Starts,
 }
 
 impl Client {
@@ -41,7 +43,7 @@ impl Client {
             let target: PathBuf = target.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(target).await?)) }
         }));
-        Self { channel, socket: socket.into() }
+        Self { channel, socket: socket.into(), starts: Starts::new() }
     }
 
     /// The unix socket this client talks to.
@@ -52,6 +54,11 @@ impl Client {
     /// The shared channel, for containerd's own services.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Leave to start a command in a container, as soon as not too many others are starting.
+    pub async fn place_to_start(&self) -> Place {
+        self.starts.place().await
     }
 
     pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {

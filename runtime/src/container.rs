@@ -89,16 +89,19 @@ impl Client {
     }
 
     /// Runs `command` in a container and waits for its end. `limit` zero means no limit at all; otherwise the runtime
-    /// kills the command when it is over and answers `DeadlineExceeded`.
+    /// kills the command when it is over and answers `DeadlineExceeded`. Waits for its turn first ([`crate::starts`]), which is
+    /// not part of `limit`.
     pub async fn exec_sync(&self, id: &ContainerId, command: &[String], limit: Duration) -> Result<ExecOutput> {
         let request = cri::ExecSyncRequest { container_id: id.to_string(), cmd: command.to_vec(), timeout: seconds(limit) };
         // Zero means "as long as it takes"; a year is that.
         let ours = if limit.is_zero() { Duration::from_secs(365 * 24 * 3600) } else { limit.saturating_add(CALL) };
-        let answer = unary("ExecSync", id, ours, request, |r| async move { self.runtime().exec_sync(r).await }).await?;
+        let place = self.place_to_start().await;
+        let answer = place.during(unary("ExecSync", id, ours, request, |r| async move { self.runtime().exec_sync(r).await })).await?;
         Ok(ExecOutput { stdout: answer.stdout, stderr: answer.stderr, exit_code: answer.exit_code })
     }
 
-    /// A URL on loopback that runs `command` with streams, valid once and for about a minute.
+    /// A URL on loopback that runs `command` with streams, valid once and for about a minute. The command starts when the URL is
+    /// used: whoever does holds a [`Client::place_to_start`] meanwhile.
     pub async fn exec(&self, id: &ContainerId, command: &[String], streams: Streams) -> Result<String> {
         let request = cri::ExecRequest {
             container_id: id.to_string(),

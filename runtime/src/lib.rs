@@ -23,6 +23,7 @@ pub mod labels;
 pub mod managed;
 pub mod observe;
 mod sandbox;
+pub mod starts;
 mod task;
 
 /// The CRI messages, client and server trait, generated from `proto/cri.proto` (package `runtime.v1`).

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
+use runtime::starts::Place;
 use runtime::{ContainerId, SandboxId};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -159,7 +160,8 @@ impl Inner {
         let streams = wanted(&query)?;
         let id = self.running(path, container)?;
         let command: Vec<String> = query.into_iter().filter(|(key, _)| key == "command").map(|(_, value)| value).collect();
-        self.proxy(request, async { self.runtime.exec(&id, &command, streams).await }).await
+        let place = self.runtime.place_to_start().await;
+        self.proxy(request, place, async { self.runtime.exec(&id, &command, streams).await }).await
     }
 
     /// `/attach`.
@@ -175,7 +177,7 @@ impl Inner {
         let spec = seen.as_ref().and_then(|seen| seen.pod.every_container().find(|spec| spec.name == container));
         streams.tty = spec.is_some_and(|spec| spec.tty);
         streams.stderr &= !streams.tty;
-        self.proxy(request, async { self.runtime.attach(&id, streams).await }).await
+        self.proxy(request, Place::default(), async { self.runtime.attach(&id, streams).await }).await
     }
 
     /// `/portForward`.
@@ -201,13 +203,14 @@ impl Inner {
         let Some(sandbox) = sandbox else {
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("pod not found ({:?})", path.name));
         };
-        self.proxy(request, async { self.runtime.port_forward(&sandbox, &ports).await }).await
+        self.proxy(request, Place::default(), async { self.runtime.port_forward(&sandbox, &ports).await }).await
     }
 
-    /// Asks the runtime for a URL and splices the client to it.
+    /// Asks the runtime for a URL and splices the client to it. `place` is that of a command this starts.
     async fn proxy(
         &self,
         request: Request<Incoming>,
+        place: Place,
         url: impl Future<Output = runtime::Result<String>>,
     ) -> Result<Response<Body>, Refused> {
         if !stream::wants_upgrade(request.headers()) {
@@ -215,7 +218,7 @@ impl Inner {
         }
         let idle = Duration::from_secs(self.config.streaming_idle_timeout_seconds);
         match url.await {
-            Ok(url) => Ok(stream::proxy(request, &url, idle).await),
+            Ok(url) => Ok(stream::proxy(request, &url, idle, place).await),
             Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, with_causes(&error)),
         }
     }

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use hyper::{HeaderMap, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use runtime::starts::Place;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -53,9 +54,9 @@ pub fn wants_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Sends `request` on to `url` and, when the runtime agrees, copies both ways until one side ends, or nothing moves
-/// for `idle`. Anything but a 101 is handed back as it came.
-pub async fn proxy(request: Request<Incoming>, url: &str, idle: Duration) -> Response<Body> {
-    match tokio::time::timeout(UPGRADE_TIMEOUT, open(request, url, idle)).await {
+/// for `idle`. Anything but a 101 is handed back as it came. `place` is held until the command behind the URL has started.
+pub async fn proxy(request: Request<Incoming>, url: &str, idle: Duration, place: Place) -> Response<Body> {
+    match tokio::time::timeout(UPGRADE_TIMEOUT, open(request, url, idle, place)).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             tracing::warn!(%error, "runtime's streaming server not reached");
@@ -65,7 +66,7 @@ pub async fn proxy(request: Request<Incoming>, url: &str, idle: Duration) -> Res
     }
 }
 
-async fn open(mut request: Request<Incoming>, url: &str, idle: Duration) -> io::Result<Response<Body>> {
+async fn open(mut request: Request<Incoming>, url: &str, idle: Duration, place: Place) -> io::Result<Response<Body>> {
     let target: Uri = url.parse().map_err(io::Error::other)?;
     let authority = target.authority().ok_or_else(|| io::Error::other("runtime gave a URL without an address"))?.clone();
     let socket = TcpStream::connect(authority.as_str()).await?;
@@ -100,7 +101,7 @@ async fn open(mut request: Request<Incoming>, url: &str, idle: Duration) -> io::
         let upgrades = tokio::try_join!(hyper::upgrade::on(&mut request), hyper::upgrade::on(&mut answer));
         match upgrades {
             Ok((client, runtime)) => {
-                let ended = splice(TokioIo::new(client), TokioIo::new(runtime), idle).await;
+                let ended = place.during(splice(TokioIo::new(client), TokioIo::new(runtime), idle)).await;
                 tracing::debug!(result = ?ended, "stream ended");
             }
             Err(error) => tracing::debug!(%error, "upgrade not completed"),
