@@ -44,7 +44,7 @@ fn instance(node: &Node, name: &str) -> PathBuf {
     let d = dir.display();
     let text = format!(
         "node-ip: {}\ndata-dir: {d}/data\nrun-dir: {d}/run\nnode-password-file: {d}/password\ncontainerd: managed\n\
-         kubelet-arg: [eviction-hard=nodefs.available<1Gi]\n",
+         kubelet-arg: [eviction-hard=nodefs.available<1Ki]\n",
         node.ip
     );
     std::fs::write(&file, text).expect("configuration is written");

@@ -38,7 +38,7 @@ fn attempt(machine: &Machine, node: &Node, name: &str, args: &[&str]) -> Output 
     let d = dir.display();
     let text = format!(
         "node-ip: {}\ndata-dir: {d}/data\nrun-dir: {d}/run\nnode-password-file: {d}/password\ncontainerd: managed\n\
-                 kubelet-arg: [eviction-hard=nodefs.available<1Gi]\n",
+         kubelet-arg: [eviction-hard=nodefs.available<1Gi]\n",
         node.ip
     );
     std::fs::write(&file, text).expect("configuration is written");
